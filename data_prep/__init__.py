@@ -1,0 +1,1 @@
+"""Build checked datasets from clinical images: the `data_prep` command."""
