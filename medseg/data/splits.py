@@ -1,0 +1,280 @@
+"""Parts of a dataset by patient: train, val and test, or folds and test."""
+
+import difflib
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.optimize import linprog
+
+from medseg.errors import DatasetError, LeakageError
+
+Splits = dict[str, Any]
+
+
+def make_splits(
+    cases: pd.DataFrame,
+    *,
+    seed: int,
+    fractions: Sequence[float] = (0.7, 0.1, 0.2),
+    folds: int | None = None,
+    test_fraction: float = 0.0,
+    stratify: str | None = None,
+) -> Splits:
+    """Split cases by patient into train, val and test, or into folds and test.
+
+    A patient is never divided, however many cases belong to it. The number of patients of every part is its share of all
+    patients to within one (no part with a share is left empty), and within these numbers every stratum is divided as
+    nearly by the shares as whole patients allow. Which patient goes where depends only on the set of patients, their
+    strata and the seed: not on the order of the rows, not on the number of cases of a patient, and, since the
+    patients are shuffled by SHA-256, not on the version of a random number generator.
+
+    Args:
+        cases: a row per case with the columns ``case`` and ``patient``, as in ``cases.csv``.
+        seed: another seed gives another split.
+        fractions: shares of train, val and test; they add up to 1, and test may be 0.
+        folds: make this many folds instead: each is once the val part, and the others are its train part.
+        test_fraction: share of the patients that ``folds`` leaves out of all folds.
+        stratify: column with the stratum of a case (a tumor stage, a hospital); an empty value is a stratum too.
+
+    Returns:
+        the content of ``splits.json``: ``seed``, ``stratify``, ``folds`` (a list of ``{"train": [case, ...],
+        "val": [case, ...]}``, one entry when ``folds`` is not given) and ``test`` (a list of cases).
+
+    Raises:
+        DatasetError: too few patients, a column that is not there, a patient of two strata, a case listed twice,
+            shares that do not add up.
+
+    Example:
+        >>> cases = pd.DataFrame({"case": [f"c{i}" for i in range(10)], "patient": [f"p{i}" for i in range(10)]})
+        >>> splits = make_splits(cases, seed=0)
+        >>> [len(splits["folds"][0]["train"]), len(splits["folds"][0]["val"]), len(splits["test"])]
+        [7, 1, 2]
+        >>> len(make_splits(cases, seed=0, folds=5)["folds"])
+        5
+    """
+    if folds is None:
+        shares = _checked_fractions(fractions)
+    else:
+        if folds < 2:
+            raise DatasetError(f"folds: {folds} given, at least 2 expected")
+        if not 0 <= test_fraction < 1:
+            raise DatasetError(f"test_fraction: {test_fraction:g} given, a share from 0 to below 1 expected")
+        shares = np.array([(1 - test_fraction) / folds] * folds + [test_fraction])
+    strata = _strata(cases, stratify)
+    needed = int(np.count_nonzero(shares))
+    n_patients = sum(len(patients) for patients in strata.values())
+    if n_patients < needed:
+        raise DatasetError(
+            f"cases: {n_patients} patient(s) cannot fill {needed} parts; add patients or ask for fewer parts"
+        )
+
+    counts = _allocate([len(patients) for patients in strata.values()], shares, seed)
+    part_of: dict[str, int] = {}
+    for (stratum, patients), row in zip(strata.items(), counts, strict=True):
+        shuffled = sorted(patients, key=lambda patient: (_draw(seed, stratum, patient), patient))
+        part_of.update(zip(shuffled, np.repeat(np.arange(len(shares)), row).tolist(), strict=True))
+
+    parts: list[list[str]] = [[] for _ in shares]
+    for case, patient in zip(cases["case"].astype(str), cases["patient"].astype(str), strict=True):
+        parts[part_of[patient]].append(case)
+    for part in parts:
+        part.sort()
+    test = parts.pop()
+    if folds is None:
+        fold_list = [{"train": parts[0], "val": parts[1]}]
+    else:
+        fold_list = [
+            {"train": sorted(case for other in parts if other is not val for case in other), "val": val}
+            for val in parts
+        ]
+    return {"seed": seed, "stratify": stratify, "folds": fold_list, "test": test}
+
+
+def check_splits(splits: Mapping[str, Any], cases: pd.DataFrame, *, name: str = "splits.json") -> None:
+    """Check that splits name every case once per fold and no patient in two parts.
+
+    Args:
+        splits: the content of ``splits.json``, as :func:`make_splits` returns it.
+        cases: a row per case with the columns ``case`` and ``patient``.
+        name: what the messages call the splits.
+
+    Raises:
+        LeakageError: a patient stands in two parts of a fold.
+        DatasetError: the form is not that of ``splits.json``; a part is empty; a case is unknown, missing or twice.
+
+    Example:
+        >>> cases = pd.DataFrame({"case": ["a1", "a2", "b"], "patient": ["A", "A", "B"]})
+        >>> check_splits({"seed": 0, "stratify": None, "folds": [{"train": ["a1"], "val": ["a2", "b"]}], "test": []},
+        ...              cases)
+        Traceback (most recent call last):
+        medseg.errors.LeakageError: splits.json: patient A is in train (case a1) and in val (case a2) of fold 0; ...
+    """
+    patient_of = dict(zip(cases["case"].astype(str), cases["patient"].astype(str), strict=True))
+    for fold, parts in enumerate(_parts_per_fold(splits, name)):
+        seen: dict[str, tuple[str, str]] = {}
+        listed: dict[str, str] = {}
+        for part, members in parts.items():
+            if not members and part != "test":
+                raise DatasetError(f"{name}: the {part} part of fold {fold} is empty; run `data_prep split` again")
+            for case in members:
+                if case not in patient_of:
+                    near = difflib.get_close_matches(case, patient_of, n=1)
+                    hint = f" (nearest: {near[0]})" if near else ""
+                    raise DatasetError(f"{name}: case {case} in {part} of fold {fold} is not in cases.csv{hint}")
+                patient = patient_of[case]
+                other, other_case = seen.setdefault(patient, (part, case))
+                if other != part:
+                    raise LeakageError(
+                        f"{name}: patient {patient} is in {other} (case {other_case}) and in {part} (case {case}) "
+                        f"of fold {fold}; a patient may be in one part only: run `data_prep split` again"
+                    )
+                if case in listed:
+                    raise DatasetError(f"{name}: case {case} is listed twice in {part} of fold {fold}; list it once")
+                listed[case] = part
+        missing = sorted(set(patient_of) - set(listed))
+        if missing:
+            raise DatasetError(
+                f"{name}: {len(missing)} case(s) of cases.csv are in no part of fold {fold}, the first is "
+                f"{missing[0]}; run `data_prep split` again"
+            )
+
+
+def split_table(splits: Mapping[str, Any], cases: pd.DataFrame) -> pd.DataFrame:
+    """Count patients, cases and, where the split is stratified, the patients of every stratum in each part.
+
+    Returns:
+        a row per part (``train``, ``val``, ``test``, or ``fold 0``, ``fold 1``, … by their val parts, and
+        ``test``) with the columns ``part``, ``patients``, ``cases`` and one column per stratum.
+
+    Example:
+        >>> cases = pd.DataFrame({"case": list("abcd"), "patient": list("ABCD"), "stage": ["I", "II", "I", "II"]})
+        >>> split_table(make_splits(cases, seed=1, folds=2, stratify="stage"), cases)
+             part  patients  cases  I  II
+        0  fold 0         2      2  1   1
+        1  fold 1         2      2  1   1
+        2    test         0      0  0   0
+    """
+    folds = splits["folds"]
+    parts = dict(folds[0]) if len(folds) == 1 else {f"fold {i}": fold["val"] for i, fold in enumerate(folds)}
+    parts["test"] = splits["test"]
+    column = splits.get("stratify")
+    strata = sorted(set(_stratum_values(cases, column))) if column else []
+    by_case = cases.assign(case=cases["case"].astype(str)).set_index("case")
+    rows = []
+    for part, members in parts.items():
+        rows_of_part = by_case.loc[members].drop_duplicates("patient")
+        row: dict[str, Any] = {"part": part, "patients": len(rows_of_part), "cases": len(members)}
+        if column:
+            values = list(_stratum_values(rows_of_part, column))
+            row.update({stratum or "(empty)": values.count(stratum) for stratum in strata})
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _checked_fractions(fractions: Sequence[float]) -> NDArray[np.float64]:
+    shares = np.array(fractions, dtype=np.float64)
+    given = " ".join(f"{share:g}" for share in shares)
+    if shares.shape != (3,) or not np.isfinite(shares).all() or (shares < 0).any() or (shares[:2] == 0).any():
+        raise DatasetError(f"fractions: {given} given, three shares for train, val and test expected (test may be 0)")
+    if not math.isclose(shares.sum(), 1, abs_tol=1e-6):
+        raise DatasetError(f"fractions: {given} add up to {shares.sum():g}, 1 expected")
+    return shares / shares.sum()
+
+
+def _stratum_values(cases: pd.DataFrame, column: str) -> Iterable[str]:
+    if column not in cases.columns:
+        near = difflib.get_close_matches(column, list(cases.columns), n=3, cutoff=0.4) or list(cases.columns)
+        raise DatasetError(f"cases: no column {column!r} to stratify by; nearest: {', '.join(map(str, near))}")
+    values = cases[column]
+    return values.astype(object).where(values.notna(), "").astype(str)
+
+
+def _strata(cases: pd.DataFrame, column: str | None) -> dict[str, list[str]]:
+    """Patients, sorted, of every stratum, sorted."""
+    for needed in ("case", "patient"):
+        if needed not in cases.columns:
+            raise DatasetError(f"cases: the column {needed!r} is missing")
+    twice = cases["case"][cases["case"].duplicated()]
+    if len(twice):
+        raise DatasetError(f"cases: case {twice.iloc[0]} is listed twice; a case has one row")
+    patients = cases["patient"].astype(str)
+    stratum_of: dict[str, str] = {}
+    for patient, stratum in zip(patients, _stratum_values(cases, column) if column else [""] * len(cases), strict=True):
+        if stratum_of.setdefault(patient, stratum) != stratum:
+            found = " and ".join(sorted({repr(stratum_of[patient]), repr(stratum)}))
+            raise DatasetError(
+                f"cases: patient {patient} has {found} in the column {column!r}; "
+                "a patient has one stratum: correct cases.csv or choose another column"
+            )
+    strata: dict[str, list[str]] = {stratum: [] for stratum in sorted(set(stratum_of.values()))}
+    for patient in sorted(stratum_of):
+        strata[stratum_of[patient]].append(patient)
+    if len(strata) == len(stratum_of) > 2:
+        raise DatasetError(
+            f"cases: the column {column!r} has another value for each of the {len(stratum_of)} patients; "
+            "stratify by a column with a few categories"
+        )
+    return strata
+
+
+def _totals(n: int, shares: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Divide n patients by shares, largest remainder first, and leave no part with a share empty."""
+    quotas = n * shares
+    totals = np.floor(quotas + 1e-9).astype(np.int64)
+    remainders = quotas - totals
+    totals[np.argsort(-remainders, kind="stable")[: n - totals.sum()]] += 1
+    for part in np.flatnonzero((totals == 0) & (shares > 0)):
+        totals[np.argmax(totals)] -= 1
+        totals[part] = 1
+    return totals
+
+
+def _allocate(sizes: Sequence[int], shares: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
+    """Divide the patients of each stratum among the parts: an integer table [stratum, part].
+
+    Rows add up to the sizes of the strata, columns to the totals of the parts, and the sum of squared differences to
+    size × share is least. The squares are written as unit steps of increasing cost, which makes this a
+    transportation problem: its linear program has a whole-numbered solution. Ties are broken by the seed.
+    """
+    totals = _totals(sum(sizes), shares)
+    steps = [
+        (s, p, k) for s, size in enumerate(sizes) for p, total in enumerate(totals) for k in range(min(size, total))
+    ]
+    # Going from k to k + 1 patients changes the square (k - target)² by 2 (k - target) + 1.
+    costs = [2 * (k - sizes[s] * shares[p]) + 1 + 1e-4 * _draw(seed, s, p) for s, p, k in steps]
+    strata, parts, _ = np.array(steps).T
+    equations = np.concatenate(
+        [strata == np.arange(len(sizes))[:, None], parts == np.arange(len(shares))[:, None]]
+    ).astype(np.float64)
+    solution = linprog(costs, A_eq=equations, b_eq=np.concatenate([sizes, totals]), bounds=(0, 1), method="highs-ds").x
+    table = np.zeros((len(sizes), len(shares)), dtype=np.int64)
+    np.add.at(table, (strata, parts), np.rint(solution).astype(np.int64))
+    return table
+
+
+def _draw(seed: int, *words: object) -> float:
+    """A number from 0 to below 1 that depends on the seed and the words alone."""
+    digest = hashlib.sha256("\0".join(map(str, (seed, *words))).encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def _parts_per_fold(splits: Mapping[str, Any], name: str) -> list[dict[str, list[str]]]:
+    """The train, val and test lists of every fold, once the form is right."""
+    form = f"{name}: expected folds (a list of train and val lists of cases) and test (a list of cases)"
+    if not isinstance(splits, Mapping) or not isinstance(splits.get("folds"), list) or not splits["folds"]:
+        raise DatasetError(f"{form}, found no folds; run `data_prep split` again")
+    folds = []
+    for number, fold in enumerate(splits["folds"]):
+        parts = {**fold, "test": splits.get("test")} if isinstance(fold, Mapping) else {}
+        if set(parts) != {"train", "val", "test"}:
+            raise DatasetError(f"{form}, found {', '.join(map(str, parts)) or fold!r} in fold {number}")
+        for part, members in parts.items():
+            if not isinstance(members, list) or not all(isinstance(case, str) for case in members):
+                raise DatasetError(f"{form}, found something else under {part} in fold {number}")
+        folds.append({part: list(parts[part]) for part in ("train", "val", "test")})
+    return folds
