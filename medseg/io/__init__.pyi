@@ -1,1 +1,25 @@
-__all__: list[str] = []
+from .atomic import atomic_path as atomic_path
+from .atomic import atomic_write_bytes as atomic_write_bytes
+from .atomic import atomic_write_text as atomic_write_text
+from .image import read_image as read_image
+from .image import read_series as read_series
+from .nifti import write_nifti as write_nifti
+from .series import Series as Series
+from .series import Study as Study
+from .series import find_series as find_series
+from .series import match_series as match_series
+from .suv import suv_factor as suv_factor
+
+__all__ = [
+    "Series",
+    "Study",
+    "atomic_path",
+    "atomic_write_bytes",
+    "atomic_write_text",
+    "find_series",
+    "match_series",
+    "read_image",
+    "read_series",
+    "suv_factor",
+    "write_nifti",
+]

@@ -1,0 +1,200 @@
+"""MetaImage (MHD/MHA, with RAW or ZRAW) and NRRD, through SimpleITK."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..errors import GeometryError, ReadError
+from .volume import Volume
+
+_DEFLATE_LIMIT = 1040
+_META_BYTES = {
+    "MET_CHAR": 1,
+    "MET_UCHAR": 1,
+    "MET_SHORT": 2,
+    "MET_USHORT": 2,
+    "MET_INT": 4,
+    "MET_UINT": 4,
+    "MET_LONG": 4,
+    "MET_ULONG": 4,
+    "MET_LONG_LONG": 8,
+    "MET_ULONG_LONG": 8,
+    "MET_FLOAT": 4,
+    "MET_DOUBLE": 8,
+}
+_NRRD_BYTES = {"char": 1, "short": 2, "int": 4, "long long": 8, "float": 4, "double": 8}
+
+
+@dataclass(frozen=True, eq=False)
+class ItkHeader:
+    """Size and geometry of an image, without its voxels."""
+
+    shape: tuple[int, ...]
+    channels: int
+    affine: np.ndarray
+
+
+def read_itk_header(path: Path, kind: str) -> ItkHeader:
+    """Read the header of an MHD, MHA or NRRD file and check that the voxels it promises are there.
+
+    Raises:
+        ReadError: a header that cannot be parsed, voxels in a file that is absent, too small, or a git-LFS pointer.
+        GeometryError: axes that do not span space.
+    """
+    (_check_meta if kind == "mhd" else _check_nrrd)(path)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.SetImageIO("MetaImageIO" if kind == "mhd" else "NrrdImageIO")
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise ReadError(f"{path}: its header cannot be read: {_reason(error)}") from error
+    size = tuple(int(n) for n in reader.GetSize())
+    affine = _affine(path, reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+    channels = int(reader.GetNumberOfComponents())
+    if len(size) == 4:
+        size, channels = size[:3], channels * size[3]
+    return ItkHeader(size, channels, affine)
+
+
+def read_itk(path: Path, kind: str) -> Volume:
+    """Read an MHD, MHA or NRRD file as channels first, float32, with its affine in RAS.
+
+    A fourth axis (time) and vector components become channels.
+
+    Raises:
+        ReadError: see `read_itk_header`; or voxels that cannot be read.
+        GeometryError: axes that do not span space.
+    """
+    header = read_itk_header(path, kind)
+    try:
+        image = sitk.ReadImage(str(path), imageIO="MetaImageIO" if kind == "mhd" else "NrrdImageIO")
+    except RuntimeError as error:
+        raise ReadError(f"{path}: its voxels cannot be read: {_reason(error)}") from error
+    if "complex" in image.GetPixelIDTypeAsString():
+        raise ReadError(f"{path}: holds complex values: expected a real image")
+    array = sitk.GetArrayViewFromImage(image)
+    dimension = image.GetDimension()
+    axes = tuple(range(dimension - 1, -1, -1))
+    voxels = array.transpose(*axes, *range(dimension, array.ndim)).astype(np.float32)
+    if dimension == 4:
+        voxels = voxels.reshape(*voxels.shape[:3], -1)
+        dimension = 3
+    voxels = np.moveaxis(voxels, -1, 0) if voxels.ndim > dimension else voxels[None]
+    return Volume(voxels, header.affine)
+
+
+def _affine(path: Path, spacing: tuple, origin: tuple, direction: tuple) -> np.ndarray:
+    """Turn ITK's LPS geometry of 2, 3 or 4 axes into a 4 × 4 RAS affine."""
+    count = len(spacing)
+    if count not in (2, 3, 4):
+        raise ReadError(f"{path}: an image of {count} axes: expected 2 to 4")
+    axes = min(count, 3)
+    matrix = np.eye(4)
+    matrix[:axes, :axes] = (np.array(direction).reshape(count, count) * np.array(spacing))[:axes, :axes]
+    matrix[:axes, 3] = origin[:axes]
+    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:3, :3])) < 1e-12:
+        raise GeometryError(f"{path}: its axes do not span space: the direction or spacing is not usable")
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix
+
+
+def _check_meta(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(1 << 16)
+    keys: dict[str, str] = {}
+    offset = 0
+    for line in start.splitlines(keepends=True):
+        offset += len(line)
+        key, _, value = line.decode("latin-1").partition("=")
+        keys[key.strip()] = value.strip()
+        if key.strip() == "ElementDataFile":
+            break
+    missing = [key for key in ("DimSize", "ElementType", "ElementDataFile") if not keys.get(key)]
+    if missing:
+        raise ReadError(f"{path}: its header has no {missing[0]}: not a complete MetaImage")
+    try:
+        size = [int(n) for n in keys["DimSize"].split()]
+        channels = int(keys.get("ElementNumberOfChannels", "1"))
+    except ValueError as error:
+        raise ReadError(f"{path}: DimSize or ElementNumberOfChannels is not a whole number") from error
+    if not size or min(size) < 1 or channels < 1 or keys.get("NDims", str(len(size))) != str(len(size)):
+        raise ReadError(f"{path}: DimSize is {keys['DimSize']}, NDims {keys.get('NDims')}: they do not fit together")
+    if keys["ElementType"] not in _META_BYTES:
+        raise ReadError(f"{path}: ElementType is {keys['ElementType'][:40]}: expected one of {', '.join(_META_BYTES)}")
+    needed = int(np.prod([*size, channels, _META_BYTES[keys["ElementType"]]], dtype=object))
+    if keys.get("CompressedData", "False").lower() == "true":
+        needed //= _DEFLATE_LIMIT
+    source = keys["ElementDataFile"]
+    if source == "LOCAL":
+        _check_size(path, path, needed + offset, "")
+    elif source.startswith("LIST") or "%" in source:
+        raise ReadError(f"{path}: ElementDataFile is a list of files: expected one file")
+    else:
+        _check_size(path, _inside(path, source), needed, "ElementDataFile ")
+
+
+def _check_nrrd(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(1 << 16)
+    end = min((p for p in (start.find(b"\n\n"), start.find(b"\r\n\r\n")) if p >= 0), default=len(start))
+    keys: dict[str, str] = {}
+    for line in start[:end].decode("latin-1").splitlines():
+        key, _, value = line.partition(":")
+        keys[key.strip().lower().replace(" ", "")] = value.strip()
+    try:
+        size = [int(n) for n in keys["sizes"].split()]
+    except (KeyError, ValueError) as error:
+        raise ReadError(f"{path}: its header has no usable `sizes`: not a complete NRRD") from error
+    if not size or min(size) < 1:
+        raise ReadError(f"{path}: sizes is {keys['sizes']}: expected whole numbers above zero")
+    kind = re.sub(r"^(unsigned|signed) ", "", keys.get("type", ""))
+    kind = re.sub(r"^u?int(\d+)(_t)?$", r"\1", kind)
+    width = {"8": 1, "16": 2, "32": 4, "64": 8, "uchar": 1, "ushort": 2, "uint": 4, **_NRRD_BYTES}.get(
+        re.sub(r" int$", "", kind) if kind != "int" else kind, 1
+    )
+    needed = int(np.prod([*size, width], dtype=object))
+    if keys.get("encoding", "raw") not in ("raw", "txt", "text", "ascii"):
+        needed //= _DEFLATE_LIMIT * 4  # bzip2 shrinks constant images further than deflate
+    elif keys.get("encoding") != "raw":
+        needed //= width
+    source = keys.get("datafile")
+    if source is None:
+        _check_size(path, path, needed + end, "")
+    elif source.startswith("LIST") or "%" in source:
+        raise ReadError(f"{path}: `data file` is a list of files: expected one file")
+    else:
+        _check_size(path, _inside(path, source), needed, "data file ")
+
+
+def _inside(path: Path, source: str) -> Path:
+    """Return the file of the voxels, which must lie beside the header or below: a header may not reach elsewhere."""
+    if Path(source).is_absolute() or ".." in Path(source).parts:
+        raise ReadError(
+            f"{path}: its voxels are said to be in {Path(source).name!r} in another folder: expected beside it"
+        )
+    return path.parent / source
+
+
+def _check_size(path: Path, data: Path, needed: int, role: str) -> None:
+    if not data.is_file():
+        raise ReadError(f"{path}: {role}{data.name!r} is absent: the voxels are not there; put it beside the header")
+    size = data.stat().st_size
+    with data.open("rb") as file:
+        if file.read(23) == b"version https://git-lfs":
+            raise ReadError(
+                f"{path}: {role}{data.name!r} is a git-LFS pointer; fetch the file itself with `git lfs pull`"
+            )
+    if size < needed:
+        raise ReadError(
+            f"{path}: {role}{data.name!r} is too small: {size:,} bytes, the header promises at least {needed:,}; "
+            "copy it again from its source"
+        )
+
+
+def _reason(error: RuntimeError) -> str:
+    """Return the last line of ITK's message, which says what happened; the rest says where in ITK."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:160] if lines else "unknown reason"

@@ -1,0 +1,208 @@
+"""Standardized uptake values (SUVbw) from PET headers.
+
+The formulas are those of the QIBA FDG-PET/CT profile (vendor-neutral pseudo-code, version of 2013) and of
+DICOM PS3.3 C.8.9.1: SUVbw = activity concentration [Bq/ml] × weight [g] / dose, the dose being the injected activity
+decayed to the time that the images are corrected to.
+"""
+
+import datetime as dt
+import math
+from collections.abc import Sequence
+
+from pydicom.dataset import Dataset
+
+from ..errors import MissingTagError, ReadError
+
+_PHILIPS = "Philips PET Private Group"
+_GE = "GEMS_PETD_01"
+
+
+def suv_factor(ds: Dataset, *, name: str = "PET image") -> float:
+    """Return the factor from rescaled stored values (slope and intercept applied) to SUVbw in g/ml.
+
+    - Units BQML: weight · 1000 / dose. With DecayCorrection START the dose is decayed from the injection to the start
+      of the scan; with ADMIN the images are corrected to the injection and the dose is taken as it is.
+    - Units CNTS: Philips' SUV factor (7053,1000), or its activity factor (7053,1009) and then as BQML.
+    - Units GML: 1 where SUVType is BW or absent, which the standard defines as BW.
+
+    The injection is RadiopharmaceuticalStartDateTime, or RadiopharmaceuticalStartTime on the day of the scan; a time of
+    day later than the scan's is of the day before. The start of the scan is SeriesDate and SeriesTime unless these are
+    later than the acquisition (a reprocessed series): then GE's private scan time, or the acquisition time less
+    FrameReferenceTime as QIBA has it for Siemens.
+
+    Args:
+        ds: the header of one PET slice.
+        name: stands in front of messages, such as the path of the file.
+
+    Raises:
+        MissingTagError: an attribute that the result depends on is absent or unusable; it is named, never guessed.
+        ReadError: units, SUV type or decay correction that cannot be turned into SUVbw, or implausible values.
+
+    Example:
+        >>> ds = Dataset()
+        >>> ds.Units, ds.DecayCorrection, ds.PatientWeight = "BQML", "ADMIN", 70
+        >>> radio = Dataset()
+        >>> radio.RadionuclideTotalDose = 350e6
+        >>> ds.RadiopharmaceuticalInformationSequence = [radio]
+        >>> suv_factor(ds) * 5000  # 5 kBq/ml, 70 kg, 350 MBq
+        1.0
+    """
+    units = str(_required(ds, "Units", "(0054,1001)", name))
+    if units == "GML":
+        kind = str(ds.get("SUVType") or "BW")
+        if kind != "BW":
+            raise ReadError(f"{name}: SUVType (0054,1006) is {kind}: only BW can be read as SUVbw")
+        return 1.0
+    if units == "CNTS":
+        factor = _private_number(ds, 0x7053, _PHILIPS, 0x00)
+        if factor:
+            return factor
+        activity = _private_number(ds, 0x7053, _PHILIPS, 0x09)
+        if not activity:
+            raise MissingTagError(
+                f"{name}: Units (0054,1001) is CNTS, and neither Philips' SUV factor (7053,1000) nor its activity "
+                f"factor (7053,1009) is present: SUVbw cannot be worked out (pet_units='stored' reads the counts)"
+            )
+        return activity * _suv_per_bqml(ds, name)
+    if units == "BQML":
+        return _suv_per_bqml(ds, name)
+    raise ReadError(f"{name}: Units (0054,1001) is {units}: expected BQML, CNTS or GML")
+
+
+def _suv_per_bqml(ds: Dataset, name: str) -> float:
+    weight = _positive(ds, "PatientWeight", "(0010,1030)", name)
+    if weight > 700:
+        raise ReadError(f"{name}: PatientWeight (0010,1030) is {weight:g}: expected kilograms")
+    sequence = _required(ds, "RadiopharmaceuticalInformationSequence", "(0054,0016)", name)
+    if len(sequence) != 1:
+        raise ReadError(
+            f"{name}: RadiopharmaceuticalInformationSequence (0054,0016) has {len(sequence)} items: expected 1"
+        )
+    radio = sequence[0]
+    dose = _positive(radio, "RadionuclideTotalDose", "(0018,1074)", name)
+    if dose < 1e4:
+        raise ReadError(f"{name}: RadionuclideTotalDose (0018,1074) is {dose:g}: expected becquerel")
+    correction = str(_required(ds, "DecayCorrection", "(0054,1102)", name))
+    if correction == "ADMIN":
+        return weight * 1000 / dose
+    if correction != "START":
+        raise ReadError(
+            f"{name}: DecayCorrection (0054,1102) is {correction}: expected START or ADMIN; SUVbw needs "
+            "decay-corrected images (pet_units='stored' reads them as they are)"
+        )
+    half_life = _positive(radio, "RadionuclideHalfLife", "(0018,1075)", name)
+    scan = _scan_start(ds, half_life, name)
+    elapsed = (scan - _injection(ds, radio, scan, name)).total_seconds()
+    if elapsed < 0 or elapsed > 20 * half_life:
+        raise ReadError(
+            f"{name}: the injection is {elapsed:.0f} s before the scan (half-life {half_life:g} s): the times "
+            "(0018,1078) or (0018,1072) and (0008,0031) contradict each other"
+        )
+    return weight * 1000 / (dose * math.pow(2, -elapsed / half_life))
+
+
+def _injection(ds: Dataset, radio: Dataset, scan: dt.datetime, name: str) -> dt.datetime:
+    if moment := _moment(radio.get("RadiopharmaceuticalStartDateTime")):
+        return moment
+    time = _time(radio.get("RadiopharmaceuticalStartTime"))
+    if time is None:
+        raise MissingTagError(
+            f"{name}: RadiopharmaceuticalStartDateTime (0018,1078) and RadiopharmaceuticalStartTime (0018,1072) are "
+            "missing or unusable: the decay since the injection cannot be worked out"
+        )
+    moment = dt.datetime.combine(scan.date(), time)
+    # Only a time of day is given: one after the scan belongs to the day before.
+    return moment if moment <= scan else moment - dt.timedelta(days=1)
+
+
+def _scan_start(ds: Dataset, half_life: float, name: str) -> dt.datetime:
+    series = _date_and_time(ds, "Series")
+    acquisition = _date_and_time(ds, "Acquisition") or _moment(ds.get("AcquisitionDateTime"))
+    if series and (acquisition is None or series <= acquisition):
+        return series
+    if (moment := _moment(_private(ds, 0x0009, _GE, 0x0D))) is not None:
+        return moment
+    reference, duration = _number(ds.get("FrameReferenceTime")), _number(ds.get("ActualFrameDuration"))
+    if acquisition and reference is not None and duration:
+        rate = math.log(2) / half_life
+        decay = rate * duration / 1000
+        average = math.log(decay / -math.expm1(-decay)) / rate
+        return acquisition - dt.timedelta(seconds=reference / 1000 - average)
+    if series is None:
+        raise MissingTagError(
+            f"{name}: SeriesDate (0008,0021) and SeriesTime (0008,0031) are missing or unusable: "
+            "the start of the scan is unknown"
+        )
+    raise MissingTagError(
+        f"{name}: SeriesTime (0008,0031) is later than AcquisitionTime (0008,0032), and FrameReferenceTime (0054,1300) "
+        "with ActualFrameDuration (0018,1242) is missing: the start of the scan is unknown"
+    )
+
+
+def _required(ds: Dataset, keyword: str, tag: str, name: str) -> object:
+    value = ds.get(keyword)
+    if value is None or value == "" or (isinstance(value, Sequence) and not len(value)):
+        raise MissingTagError(
+            f"{name}: {keyword} {tag} is missing: SUVbw cannot be worked out (pet_units='stored' reads stored values)"
+        )
+    return value
+
+
+def _positive(ds: Dataset, keyword: str, tag: str, name: str) -> float:
+    number = _number(_required(ds, keyword, tag, name))
+    if number is None or number <= 0:
+        raise MissingTagError(f"{name}: {keyword} {tag} is not a positive number: SUVbw cannot be worked out")
+    return number
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bytes):
+        value = value.decode("ascii", "ignore").strip(" \0")
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _private(ds: Dataset, group: int, creator: str, element: int) -> object:
+    try:
+        return ds.private_block(group, creator)[element].value
+    except KeyError:
+        return None
+
+
+def _private_number(ds: Dataset, group: int, creator: str, element: int) -> float | None:
+    return _number(_private(ds, group, creator, element))
+
+
+def _date_and_time(ds: Dataset, which: str) -> dt.datetime | None:
+    date, time = str(ds.get(f"{which}Date") or ""), _time(ds.get(f"{which}Time"))
+    try:
+        day = dt.datetime.strptime(date.replace(".", ""), "%Y%m%d").date()
+    except ValueError:
+        return None
+    return None if time is None else dt.datetime.combine(day, time)
+
+
+def _time(value: object) -> dt.time | None:
+    """Parse DICOM's TM, HHMMSS.FFFFFF; hours alone would be a guess."""
+    digits, _, fraction = str(value or "").strip().replace(":", "").partition(".")
+    if len(digits) not in (4, 6) or not digits.isdigit() or (fraction and not fraction.isdigit()):
+        return None
+    try:
+        return dt.time(int(digits[:2]), int(digits[2:4]), int(digits[4:6] or 0), int((fraction + "000000")[:6]))
+    except ValueError:
+        return None
+
+
+def _moment(value: object) -> dt.datetime | None:
+    """Parse DICOM's DT, YYYYMMDDHHMMSS.FFFFFF&ZZXX; an offset from UTC is dropped, as times of a series share it."""
+    text = value.decode("ascii", "ignore") if isinstance(value, bytes) else str(value or "")
+    text = text.strip(" \0").split("+")[0].split("-")[0]
+    time = _time(text[8:])
+    try:
+        day = dt.datetime.strptime(text[:8], "%Y%m%d").date()
+    except ValueError:
+        return None
+    return None if time is None else dt.datetime.combine(day, time)
