@@ -1,63 +1,10 @@
 """The `data_prep` command: thin, no logic; heavy imports stay inside the functions."""
 
-import errno
 from pathlib import Path
-from typing import Any
 
 import click
 
-from medseg.errors import MedsegError
-
-
-def _remember_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
-    if value:
-        ctx.meta["data_prep.debug"] = True
-
-
-def _debug_option() -> click.Option:
-    return click.Option(
-        ["--debug"],
-        is_flag=True,
-        expose_value=False,
-        callback=_remember_debug,
-        help="Show the traceback of an error.",
-    )
-
-
-class Command(click.Command):
-    """A command that takes ``--debug``."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.params.append(_debug_option())
-
-
-class Group(click.Group):
-    """A group whose commands end bad input with one line on stderr and status 1 (bad usage: 2, as click does)."""
-
-    command_class = Command
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.params.append(_debug_option())
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command, and turn an error that was foreseen into its one line."""
-        try:
-            return super().invoke(ctx)
-        except MedsegError as error:
-            message = str(error)
-            if ctx.meta.get("data_prep.debug"):
-                raise
-        except OSError as error:
-            if ctx.meta.get("data_prep.debug") or error.errno == errno.EPIPE:
-                raise
-            message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        click.echo(f"error: {' '.join(message.split())}", err=True)
-        ctx.exit(1)
-
-
-Group.group_class = Group
+from medseg.command_line import Group
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _PATH = click.Path(path_type=Path)
@@ -106,20 +53,103 @@ def build() -> None:
 
 @main.command()
 @click.argument("dataset", type=_PATH)
-def split(dataset: Path) -> None:
+@click.option(
+    "--fractions",
+    type=click.FloatRange(0, 1),
+    nargs=3,
+    metavar="TRAIN VAL TEST",
+    default=None,
+    help="Shares of the patients.  [default: 0.7 0.1 0.2]",
+)
+@click.option("--folds", type=click.IntRange(2), default=None, help="Make this many folds instead.")
+@click.option(
+    "--test-fraction", type=click.FloatRange(0, 1, max_open=True), default=None, help="Kept out of all folds."
+)
+@click.option("--stratify", metavar="COLUMN", default=None, help="Column of cases.csv to spread evenly (stratum).")
+@click.option("--seed", type=int, default=0, help="Another seed, another split.")
+@click.option("--force", is_flag=True, help="Replace a split that is there already.")
+def split(
+    dataset: Path,
+    fractions: tuple[float, float, float] | None,
+    folds: int | None,
+    test_fraction: float | None,
+    stratify: str | None,
+    seed: int,
+    force: bool,
+) -> None:
     """Split DATASET by patient into train, val and test, or into folds."""
-    raise click.UsageError("not built yet")
+    from data_prep.split import split_dataset
+
+    if folds is not None and fractions is not None:
+        raise click.UsageError("--folds and --fractions exclude each other")
+    if test_fraction is not None and folds is None:
+        raise click.UsageError("--test-fraction needs --folds; without folds the third of --fractions is the test's")
+    split_dataset(
+        dataset,
+        seed=seed,
+        fractions=fractions or (0.7, 0.1, 0.2),
+        folds=folds,
+        test_fraction=test_fraction or 0.0,
+        stratify=stratify,
+        force=force,
+    )
+
+
+_KEEP = click.Choice(["foreground", "all"])
 
 
 @main.command()
 @click.argument("dataset", type=_PATH)
-def slices(dataset: Path) -> None:
-    """Write the slices of DATASET to DATASET/slices.h5."""
-    raise click.UsageError("not built yet")
+@click.option("--keep", type=_KEEP, default=None, help="Slices to keep of every part; the three below say more.")
+@click.option("--keep-train", type=_KEEP, default=None, help="Of the train part.  [default: foreground]")
+@click.option("--keep-val", type=_KEEP, default=None, help="Of the val part.  [default: all]")
+@click.option("--keep-test", type=_KEEP, default=None, help="Of the test part.  [default: all]")
+@click.option(
+    "--size",
+    type=click.IntRange(1),
+    nargs=2,
+    metavar="X Y",
+    default=None,
+    help="Crop or pad slices about their center to this size; CT is padded with -1024 HU.",
+)
+@click.option("--axis", type=click.IntRange(0, 2), default=2, help="Array axis to cut along.")
+@click.option("--fold", type=click.IntRange(0), default=0, help="Which fold of splits.json.")
+@click.option("--compression", type=click.Choice(["lzf", "gzip"]), default=None, help="Smaller, and slower to read.")
+@click.option("--out", type=_FILE, default=None, help="The file.  [default: DATASET/slices.h5]")
+def slices(
+    dataset: Path,
+    keep: str | None,
+    keep_train: str | None,
+    keep_val: str | None,
+    keep_test: str | None,
+    size: tuple[int, int] | None,
+    axis: int,
+    fold: int,
+    compression: str | None,
+    out: Path | None,
+) -> None:
+    """Write the slices of DATASET to one HDF5 file, to train 2D models from."""
+    from data_prep.slices import slice_dataset
+
+    chosen = {"train": keep_train or keep, "val": keep_val or keep, "test": keep_test or keep}
+    slice_dataset(
+        dataset,
+        keep={part: kept for part, kept in chosen.items() if kept},
+        axis=axis,
+        size=size,
+        fold=fold,
+        compression=compression,
+        out=out,
+    )
 
 
 @main.command()
 @click.argument("dataset", type=_PATH)
-def check(dataset: Path) -> None:
+@click.option("--workers", type=click.IntRange(1), default=None, help="Processes.  [default: one per core]")
+@click.pass_context
+def check(ctx: click.Context, dataset: Path, workers: int | None) -> None:
     """Check DATASET for what would spoil a training; exit 1 when something is wrong."""
-    raise click.UsageError("not built yet")
+    from data_prep.check import show_problems
+
+    if not show_problems(dataset, workers=workers):
+        ctx.exit(1)

@@ -35,3 +35,25 @@ class ConfigError(MedsegError):
 
 class CheckpointError(MedsegError):
     """A file that is not the checkpoint it was taken for."""
+
+
+class TrainingError(MedsegError):
+    """A training that cannot go on, such as one whose loss is no longer a number."""
+
+
+def own_error(error: BaseException | None) -> MedsegError | None:
+    """Return medseg's own error among the causes of `error`, or None.
+
+    MONAI wraps whatever goes wrong while it evaluates a config into errors that name the expression, not the cause.
+
+    Example:
+        >>> own_error(ValueError("not ours")) is None
+        True
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, MedsegError):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None

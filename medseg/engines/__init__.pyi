@@ -1,1 +1,37 @@
-__all__: list[str] = []
+from .checkpoint import Checkpoints as Checkpoints
+from .checkpoint import load_checkpoint as load_checkpoint
+from .checkpoint import save_checkpoint as save_checkpoint
+from .evaluator import segmentation_evaluator as segmentation_evaluator
+from .inferers import AutocastInferer as AutocastInferer
+from .inferers import has_fast_bfloat16 as has_fast_bfloat16
+from .logs import ImageLog as ImageLog
+from .logs import MetricsLog as MetricsLog
+from .logs import TerminalProgress as TerminalProgress
+from .overrides import CheckedWorkflow as CheckedWorkflow
+from .overrides import check_config_overrides as check_config_overrides
+from .overrides import check_overrides as check_overrides
+from .overrides import running_workflow as running_workflow
+from .overrides import show_error as show_error
+from .scores import MeanScore as MeanScore
+from .scores import Scores as Scores
+from .trainer import segmentation_trainer as segmentation_trainer
+
+__all__ = [
+    "AutocastInferer",
+    "CheckedWorkflow",
+    "Checkpoints",
+    "ImageLog",
+    "MeanScore",
+    "MetricsLog",
+    "Scores",
+    "TerminalProgress",
+    "check_config_overrides",
+    "check_overrides",
+    "has_fast_bfloat16",
+    "load_checkpoint",
+    "running_workflow",
+    "save_checkpoint",
+    "segmentation_evaluator",
+    "segmentation_trainer",
+    "show_error",
+]

@@ -1,0 +1,93 @@
+"""Checkpoints: written whole or not at all, read without running anything in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.networks.utils import get_state_dict
+
+from medseg.errors import CheckpointError
+from medseg.io.atomic import atomic_path
+
+
+def save_checkpoint(path: Path | str, parts: Mapping[str, Any], **values: int | float | str) -> None:
+    """Write the states of `parts` and plain `values` into one file, atomically.
+
+    Args:
+        path: the file.
+        parts: name and object; of each the `state_dict()` is kept. The network is called `model`.
+        values: plain numbers and words kept beside them.
+    """
+    with atomic_path(Path(path)) as temporary:
+        torch.save({name: get_state_dict(part) for name, part in parts.items()} | values, temporary)
+
+
+def load_checkpoint(path: Path | str, network: torch.nn.Module) -> dict[str, Any]:
+    """Load the network's weights from a checkpoint, and return all that the file holds.
+
+    Args:
+        path: a file written by :func:`save_checkpoint`, or a bare `state_dict`.
+        network: the network that takes the weights.
+
+    Raises:
+        CheckpointError: if the file is absent, is no checkpoint, or is one of another network.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file, expected a checkpoint; name one with --checkpoint FILE")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever its unpickler and zip reader meet
+        raise CheckpointError(
+            f"{path}: found {path.stat().st_size} bytes that are no checkpoint, expected a file written by medseg "
+            "or torch.save(state_dict); name the right file"
+        ) from error
+    weights = content.get("model", content) if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(v, torch.Tensor) for v in weights.values()) or not weights:
+        raise CheckpointError(f"{path}: found no network weights, expected a state_dict or one under the key 'model'")
+    own = network.state_dict()
+    odd = sorted(set(own) ^ set(weights)) or [k for k in own if own[k].shape != weights[k].shape]
+    if odd:
+        raise CheckpointError(
+            f"{path}: the weights are of another network ({len(odd)} entries differ, the first is {odd[0]}); "
+            "use the configuration that the checkpoint was trained with"
+        )
+    network.load_state_dict(weights)
+    return content
+
+
+class Checkpoints:
+    """Keep `model_last.pt` and, by the validator's key metric, `model_best.pt` in the run folder.
+
+    Args:
+        run_dir: the run folder.
+        trainer: the trainer whose iteration and epoch are recorded.
+        parts: what is kept, see :func:`save_checkpoint`. `model` is the network that was validated.
+    """
+
+    def __init__(self, run_dir: Path | str, trainer: Engine, parts: Mapping[str, Any]) -> None:
+        self.run_dir, self.trainer, self.parts = Path(run_dir), trainer, parts
+        self.best: float | None = None
+
+    def attach(self, validator: Engine | None) -> None:
+        """Save after each validation, and the last state when training ends."""
+        if validator is not None:
+            validator.add_event_handler(Events.COMPLETED, self.validated)
+        self.trainer.add_event_handler(Events.COMPLETED, self.save, "model_last.pt")
+
+    def save(self, name: str, **values: float) -> None:
+        """Write the current state under `name`."""
+        state = self.trainer.state
+        save_checkpoint(self.run_dir / name, self.parts, iteration=state.iteration, epoch=state.epoch, **values)
+
+    def validated(self, validator: Engine) -> None:
+        """Keep the state as the last, and as the best where the key metric rose."""
+        score = float(validator.state.metrics[validator.state.key_metric_name])
+        if self.best is None or score > self.best:
+            self.best = score
+            self.save("model_best.pt", score=score)
+        self.save("model_last.pt", score=score)

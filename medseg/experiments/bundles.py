@@ -1,0 +1,125 @@
+"""The bundles that come with medseg: where they are, and how a workflow of one is run."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import yaml
+
+from medseg.errors import ConfigError
+
+#: Config files of each workflow, merged in order.
+WORKFLOWS = {
+    "train": ("train.yaml",),
+    "multi_gpu_train": ("train.yaml", "multi_gpu_train.yaml"),
+    "evaluate": ("train.yaml", "evaluate.yaml"),
+    "inference": ("inference.yaml",),
+}
+
+
+@dataclass(frozen=True)
+class BundleInfo:
+    """One bundle: its name, its version and task as metadata.json has them, and its folder."""
+
+    name: str
+    version: str
+    task: str
+    path: Path
+
+
+def _bundles_root() -> Path:
+    installed = Path(str(importlib.resources.files("medseg"))) / "bundles"
+    return installed if installed.is_dir() else installed.parents[1] / "bundles"  # a checkout has them at its root
+
+
+def bundle_table() -> list[BundleInfo]:
+    """Return the bundles that were installed with medseg, by name.
+
+    Example:
+        >>> [bundle.name for bundle in bundle_table()]
+        ['head_neck_petct_segmentation', 'hippocampus_mr_segmentation']
+    """
+    table = []
+    for file in sorted(_bundles_root().glob("*/configs/metadata.json")):
+        metadata = json.loads(file.read_text())
+        table.append(BundleInfo(file.parents[1].name, metadata["version"], metadata["task"], file.parents[1]))
+    return table
+
+
+def bundle_path(bundle: str | Path) -> Path:
+    """Return the folder of a bundle given by name or by folder.
+
+    Raises:
+        ConfigError: if there is none, with the nearest names.
+    """
+    known = {info.name: info.path for info in bundle_table()}
+    if str(bundle) in known:
+        return known[str(bundle)]
+    if (Path(bundle) / "configs").is_dir():
+        return Path(bundle)
+    near = get_close_matches(str(bundle), known, n=2, cutoff=0) or sorted(known)
+    raise ConfigError(
+        f"bundle: {bundle} is neither a bundle's folder nor one of medseg's; the nearest are {', '.join(near)}"
+    )
+
+
+def copy_bundle(bundle: str, folder: Path) -> Path:
+    """Copy a bundle into `folder`, and return the new bundle's folder.
+
+    Raises:
+        ConfigError: if it is there already, or there is no such bundle.
+    """
+    source, target = bundle_path(bundle), folder / bundle_path(bundle).name
+    if target.exists():
+        raise ConfigError(f"{target}: is there already, expected a free place; name another folder")
+    shutil.copytree(source, target)
+    return target
+
+
+def _overrides(words: Sequence[str]) -> dict[str, object]:
+    """Return id and value of each `--id value` or `--id=value`; values are YAML, so `[0, 1]` is a list."""
+    overrides: dict[str, object] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or (("=" not in word) and (not rest)):
+            raise ConfigError(f"override {word}: expected pairs of --ID VALUE")
+        key, given, value = word[2:].partition("=")
+        overrides[key] = yaml.safe_load(value if given else rest.pop(0))
+    return overrides
+
+
+def run_bundle(bundle: str | Path, workflow: str, words: Sequence[str] = ()) -> None:
+    """Run a workflow of a bundle, with every override checked before anything is parsed.
+
+    It is `python -m monai.bundle run_workflow --workflow_name medseg.engines.CheckedWorkflow`, with the files found.
+
+    Args:
+        bundle: name or folder of the bundle.
+        workflow: `train`, `multi_gpu_train`, `evaluate` or `inference`.
+        words: overrides as typed: `--id`, `value`, ...
+
+    Raises:
+        ConfigError: for an unknown bundle or workflow, or an override that no key answers to.
+    """
+    from medseg.engines import CheckedWorkflow
+
+    if workflow not in WORKFLOWS:
+        raise ConfigError(f"workflow: found {workflow!r}, expected one of {', '.join(WORKFLOWS)}")
+    root = bundle_path(bundle)
+    files = [str(root / "configs" / name) for name in WORKFLOWS[workflow]]
+    kind = "train" if "train" in workflow else "infer"
+    print(f"{root.name}: a MONAI config is code, and is run; use configs that you trust", file=sys.stderr)
+    logging.captureWarnings(True)
+    run = CheckedWorkflow(files, workflow_type=kind, **{"bundle_root": str(root)} | _overrides(words))
+    run.initialize()
+    run.run()
+    run.finalize()

@@ -1,0 +1,140 @@
+"""Run folders: one per run, never overwritten, with all that a later reader needs."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import yaml
+
+from medseg.data import DatasetFolder
+from medseg.engines.overrides import running_workflow
+from medseg.errors import ConfigError
+from medseg.io.atomic import atomic_path
+
+#: Packages whose versions a run records.
+_PACKAGES = ("medseg", "torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel", "h5py")
+
+TEST_SPLIT = "test"
+
+
+def new_run(root: Path | str, name: str) -> Path:
+    """Make and return the next run folder of an experiment: `root/name/00`, then `01`, and so on.
+
+    In a distributed run rank 0 makes it and tells the others.
+
+    Args:
+        root: where the experiments are.
+        name: the experiment's name.
+
+    Example:
+        >>> import tempfile
+        >>> root = tempfile.mkdtemp()
+        >>> [new_run(root, "unet").name for _ in range(3)]
+        ['00', '01', '02']
+    """
+    made: list[str | None] = [None]
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        folder = Path(root) / name
+        folder.mkdir(parents=True, exist_ok=True)
+        number = 1 + max((int(p.name) for p in folder.iterdir() if p.name.isdecimal()), default=-1)
+        while made[0] is None:
+            try:
+                (folder / f"{number:02d}").mkdir()
+                made[0] = str(folder / f"{number:02d}")
+            except FileExistsError:  # another run was quicker
+                number += 1
+    if dist.is_initialized():
+        dist.broadcast_object_list(made, src=0)
+    return Path(str(made[0]))
+
+
+def record_run(run_dir: Path | str, dataset_dir: Path | str, seed: int, **facts: Any) -> None:
+    """Write what a run is into its folder: `run.json`, and the resolved bundle config as `config.yaml`.
+
+    `run.json` holds the command, the seed, versions, the machine, and the hash of the dataset
+    (:meth:`medseg.data.DatasetFolder.dataset_hash`).
+
+    Args:
+        run_dir: the run folder.
+        dataset_dir: the dataset trained on.
+        seed: the run's seed.
+        facts: anything else worth keeping, by name; it must be JSON.
+
+    Raises:
+        DatasetError: if the folder is no dataset.
+    """
+    if dist.is_initialized() and dist.get_rank() != 0:
+        return
+    record = {
+        "command": shlex.join(sys.orig_argv),
+        "started": _now(),
+        "seed": seed,
+        "dataset_sha256": DatasetFolder(dataset_dir).dataset_hash(),
+        "versions": {"python": platform.python_version()} | {p: _version(p) for p in _PACKAGES},
+        "machine": {"system": platform.platform(), "processor": platform.processor() or platform.machine()},
+        "test_set_scored": [],
+        **facts,
+    }
+    _write_json(Path(run_dir) / "run.json", record)
+    workflow = running_workflow()
+    if workflow is not None:
+        config = {k: v for k, v in workflow.parser.get().items() if k != "_meta_"}
+        with atomic_path(Path(run_dir) / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False))
+
+
+def unlock_split(run_dir: Path | str, split: str, unlock_test_set: bool = False) -> str:
+    """Return the name of the split to score, after the test set's lock.
+
+    Choices are made on the validation set. The test set answers one question, once; so it is scored only where
+    that is said, and the run's record keeps when and by which command.
+
+    Args:
+        run_dir: the run that is scored; its `run.json` gets the entry.
+        split: `train`, `val` or `test`.
+        unlock_test_set: must be True for `test`.
+
+    Raises:
+        ConfigError: if the test set is asked for without unlocking it, the split has another name, or the folder is
+            no run.
+    """
+    if split not in ("train", "val", TEST_SPLIT):
+        raise ConfigError(f"split: found {split!r}, expected train, val or test")
+    record_file = Path(run_dir) / "run.json"
+    if not record_file.is_file():
+        raise ConfigError(f"run_dir: {run_dir} has no run.json, expected the folder of a training run; name one")
+    if split == TEST_SPLIT:
+        if unlock_test_set is not True:
+            raise ConfigError(
+                "split: the test set is locked, because every look at it makes its score less honest; "
+                "score val, or add --unlock_test_set True, which the run's record will show"
+            )
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            record = json.loads(record_file.read_text())
+            record["test_set_scored"].append({"when": _now(), "command": shlex.join(sys.orig_argv)})
+            _write_json(record_file, record)
+    return split
+
+
+def _write_json(path: Path, content: Any) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
