@@ -3,7 +3,7 @@
 import difflib
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,10 +27,10 @@ def make_splits(
 ) -> Splits:
     """Split cases by patient into train, val and test, or into folds and test.
 
-    A patient is never divided, however many cases belong to it. The number of patients of every part is its share of all
-    patients to within one (no part with a share is left empty), and within these numbers every stratum is divided as
-    nearly by the shares as whole patients allow. Which patient goes where depends only on the set of patients, their
-    strata and the seed: not on the order of the rows, not on the number of cases of a patient, and, since the
+    A patient is never divided, however many cases belong to it. The number of patients of every part is its share of
+    all patients to within one (no part with a share is left empty), and within these numbers every stratum is divided
+    as nearly by the shares as whole patients allow. Which patient goes where depends only on the set of patients,
+    their strata and the seed: not on the order of the rows, not on the number of cases of a patient, and, since the
     patients are shuffled by SHA-256, not on the version of a random number generator.
 
     Args:
@@ -114,34 +114,56 @@ def check_splits(splits: Mapping[str, Any], cases: pd.DataFrame, *, name: str = 
         Traceback (most recent call last):
         medseg.errors.LeakageError: splits.json: patient A is in train (case a1) and in val (case a2) of fold 0; ...
     """
+    for error in find_split_errors(splits, cases, name=name):
+        raise error
+
+
+def find_split_errors(
+    splits: Mapping[str, Any], cases: pd.DataFrame, *, name: str = "splits.json"
+) -> Iterator[DatasetError]:
+    """Give every error that :func:`check_splits` could raise, one for each patient or case that is wrong.
+
+    Yields:
+        :class:`LeakageError` for a patient in two parts, :class:`DatasetError` for anything else.
+
+    Example:
+        >>> cases = pd.DataFrame({"case": ["a", "b"], "patient": ["A", "B"]})
+        >>> [str(error) for error in find_split_errors({"folds": [{"train": ["a"], "val": []}], "test": []}, cases)]
+        ['splits.json: the val part of fold 0 is empty; run `data_prep split` again',
+         'splits.json: case b is in no part of fold 0; run `data_prep split` again']
+    """
     patient_of = dict(zip(cases["case"].astype(str), cases["patient"].astype(str), strict=True))
-    for fold, parts in enumerate(_parts_per_fold(splits, name)):
+    try:
+        folds = _parts_per_fold(splits, name)
+    except DatasetError as error:
+        yield error
+        return
+    for fold, parts in enumerate(folds):
         seen: dict[str, tuple[str, str]] = {}
-        listed: dict[str, str] = {}
+        listed: set[str] = set()
+        leaks: set[str] = set()
         for part, members in parts.items():
             if not members and part != "test":
-                raise DatasetError(f"{name}: the {part} part of fold {fold} is empty; run `data_prep split` again")
+                yield DatasetError(f"{name}: the {part} part of fold {fold} is empty; run `data_prep split` again")
             for case in members:
                 if case not in patient_of:
                     near = difflib.get_close_matches(case, patient_of, n=1)
                     hint = f" (nearest: {near[0]})" if near else ""
-                    raise DatasetError(f"{name}: case {case} in {part} of fold {fold} is not in cases.csv{hint}")
+                    yield DatasetError(f"{name}: case {case} in {part} of fold {fold} is not in cases.csv{hint}")
+                    continue
                 patient = patient_of[case]
                 other, other_case = seen.setdefault(patient, (part, case))
-                if other != part:
-                    raise LeakageError(
+                if other != part and patient not in leaks:
+                    leaks.add(patient)
+                    yield LeakageError(
                         f"{name}: patient {patient} is in {other} (case {other_case}) and in {part} (case {case}) "
                         f"of fold {fold}; a patient may be in one part only: run `data_prep split` again"
                     )
-                if case in listed:
-                    raise DatasetError(f"{name}: case {case} is listed twice in {part} of fold {fold}; list it once")
-                listed[case] = part
-        missing = sorted(set(patient_of) - set(listed))
-        if missing:
-            raise DatasetError(
-                f"{name}: {len(missing)} case(s) of cases.csv are in no part of fold {fold}, the first is "
-                f"{missing[0]}; run `data_prep split` again"
-            )
+                elif case in listed:
+                    yield DatasetError(f"{name}: case {case} is listed twice in {part} of fold {fold}; list it once")
+                listed.add(case)
+        for case in sorted(set(patient_of) - listed):
+            yield DatasetError(f"{name}: case {case} is in no part of fold {fold}; run `data_prep split` again")
 
 
 def split_table(splits: Mapping[str, Any], cases: pd.DataFrame) -> pd.DataFrame:
@@ -186,7 +208,7 @@ def _checked_fractions(fractions: Sequence[float]) -> NDArray[np.float64]:
     return shares / shares.sum()
 
 
-def _stratum_values(cases: pd.DataFrame, column: str) -> Iterable[str]:
+def _stratum_values(cases: pd.DataFrame, column: str) -> pd.Series:
     if column not in cases.columns:
         near = difflib.get_close_matches(column, list(cases.columns), n=3, cutoff=0.4) or list(cases.columns)
         raise DatasetError(f"cases: no column {column!r} to stratify by; nearest: {', '.join(map(str, near))}")
@@ -214,6 +236,8 @@ def _strata(cases: pd.DataFrame, column: str | None) -> dict[str, list[str]]:
     strata: dict[str, list[str]] = {stratum: [] for stratum in sorted(set(stratum_of.values()))}
     for patient in sorted(stratum_of):
         strata[stratum_of[patient]].append(patient)
+    if column and list(strata) == [""]:
+        raise DatasetError(f"cases: the column {column!r} is empty, so there is nothing to stratify by")
     if len(strata) == len(stratum_of) > 2:
         raise DatasetError(
             f"cases: the column {column!r} has another value for each of the {len(stratum_of)} patients; "

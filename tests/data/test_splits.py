@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medseg.data import check_splits, make_splits, split_table
+from medseg.data import check_splits, find_split_errors, make_splits, split_table
 from medseg.errors import DatasetError, LeakageError
 
 
@@ -169,6 +169,8 @@ def test_bad_tables_are_named():
         make_splits(cases[["case"]], seed=0)
     with pytest.raises(DatasetError, match="case p000_0 is listed twice"):
         make_splits(pd.concat([cases, cases.iloc[:1]]), seed=0)
+    with pytest.raises(DatasetError, match="the column 'stage' is empty"):
+        make_splits(table([1] * 5), seed=0, stratify="stage")
     cases.loc[1, "stage"] = "III"
     with pytest.raises(DatasetError, match="patient p000 has 'I' and 'III' in the column 'stage'"):
         make_splits(cases, seed=0, stratify="stage")
@@ -209,14 +211,23 @@ def test_leakage_in_a_later_fold_is_found():
         check_splits(splits, cases)
 
 
+def test_every_leaking_patient_is_listed_once(good):
+    cases, splits = good
+    train = splits["folds"][0]["train"]
+    splits["test"] += train
+    leaks = [str(error) for error in find_split_errors(splits, cases) if isinstance(error, LeakageError)]
+    assert len(leaks) == len(patients(train)) > 1
+    assert all(sum(f"patient {patient} " in leak for leak in leaks) == 1 for patient in patients(train))
+
+
 def test_unknown_missing_and_repeated_cases_are_named(good):
     cases, splits = good
     train = splits["folds"][0]["train"]
-    with pytest.raises(DatasetError, match="case p000_7 in train of fold 0 is not in cases.csv"):
+    with pytest.raises(DatasetError, match=r"case p000_7 in train of fold 0 is not in cases\.csv"):
         check_splits({**splits, "folds": [{**splits["folds"][0], "train": [*train, "p000_7"]}]}, cases)
     with pytest.raises(DatasetError, match=f"{train[0]} is listed twice in train"):
         check_splits({**splits, "folds": [{**splits["folds"][0], "train": [*train, train[0]]}]}, cases)
-    with pytest.raises(DatasetError, match=f"in no part of fold 0, the first is {train[0]}"):
+    with pytest.raises(DatasetError, match=f"case {train[0]} is in no part of fold 0"):
         check_splits({**splits, "folds": [{**splits["folds"][0], "train": train[1:]}]}, cases)
     with pytest.raises(DatasetError, match="the val part of fold 0 is empty"):
         check_splits({**splits, "folds": [{**splits["folds"][0], "val": []}]}, cases)
@@ -237,6 +248,6 @@ def test_unknown_missing_and_repeated_cases_are_named(good):
     ],
 )
 def test_another_form_is_refused_in_one_line(splits):
-    with pytest.raises(DatasetError, match="splits.json: expected folds") as caught:
+    with pytest.raises(DatasetError, match=r"splits\.json: expected folds") as caught:
         check_splits(splits, table([1, 1]))
     assert "\n" not in str(caught.value)
