@@ -13,6 +13,7 @@ from .splits import check_splits as check_splits
 from .splits import find_split_errors as find_split_errors
 from .splits import make_splits as make_splits
 from .splits import split_table as split_table
+from .studies import study_datalist as study_datalist
 
 __all__ = [
     "DatasetFolder",
@@ -29,5 +30,6 @@ __all__ = [
     "pixel_hash",
     "seeded",
     "split_table",
+    "study_datalist",
     "write_slices",
 ]

@@ -7,6 +7,7 @@ from .inferers import has_fast_bfloat16 as has_fast_bfloat16
 from .logs import ImageLog as ImageLog
 from .logs import MetricsLog as MetricsLog
 from .logs import TerminalProgress as TerminalProgress
+from .masks import SaveMasks as SaveMasks
 from .overrides import CheckedWorkflow as CheckedWorkflow
 from .overrides import check_config_overrides as check_config_overrides
 from .overrides import check_overrides as check_overrides
@@ -23,6 +24,7 @@ __all__ = [
     "ImageLog",
     "MeanScore",
     "MetricsLog",
+    "SaveMasks",
     "Scores",
     "TerminalProgress",
     "check_config_overrides",

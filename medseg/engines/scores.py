@@ -135,7 +135,7 @@ class Scores:
         first, indices = parts[0][0], [part[0] for part in parts]
         if indices != list(range(first, first + len(parts))):
             raise DatasetError(
-                f"case {case['case']}: {len(parts)} slices between {first} and {indices[-1]}, expected every one, because "
+                f"case {case['case']}: {len(parts)} slices between {first} and {indices[-1]}, expected all, because "
                 "volumes are scored; write the slices again with --keep all for this split"
             )
         image, truth, pred = (np.concatenate([part[i] for part in parts], axis=-1) for i in (1, 2, 3))
