@@ -1,1 +1,3 @@
-__all__: list[str] = []
+from .fbeta import FBetaLoss as FBetaLoss
+
+__all__ = ["FBetaLoss"]

@@ -1,1 +1,27 @@
-__all__: list[str] = []
+from .counts import Counts as Counts
+from .counts import confusion_counts as confusion_counts
+from .intervals import Interval as Interval
+from .intervals import bootstrap_interval as bootstrap_interval
+from .intervals import paired_bootstrap_difference as paired_bootstrap_difference
+from .rows import case_scores as case_scores
+from .rows import slice_scores as slice_scores
+from .scores import dice as dice
+from .scores import f_beta as f_beta
+from .scores import ppv as ppv
+from .scores import sensitivity as sensitivity
+from .scores import specificity as specificity
+
+__all__ = [
+    "Counts",
+    "Interval",
+    "bootstrap_interval",
+    "case_scores",
+    "confusion_counts",
+    "dice",
+    "f_beta",
+    "paired_bootstrap_difference",
+    "ppv",
+    "sensitivity",
+    "slice_scores",
+    "specificity",
+]
