@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from medseg.command_line import Group
+from medseg.command_line import Command, Group
+from medseg.errors import ConfigError
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _PATH = click.Path(path_type=Path)
@@ -45,10 +46,26 @@ def phantom(out: Path, patients: int, seed: int, image_size: int, slices: int) -
     write_cohort(out, patients=patients, seed=seed, image_size=image_size, slices=slices)
 
 
-@main.command()
+class _Recipes(Group):
+    """The recipes as subcommands, each read when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from data_prep.recipes import RECIPES
+
+        return list(RECIPES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+        from data_prep.build import recipe_command
+
+        try:
+            return recipe_command(cmd_name, Command)
+        except ConfigError as error:
+            raise click.UsageError(str(error), ctx) from None
+
+
+@main.group(cls=_Recipes)
 def build() -> None:
-    """Build a dataset from source images by a recipe."""
-    raise click.UsageError("no recipe is installed")
+    """Build a dataset from source images by a recipe: build RECIPE SOURCE OUT."""
 
 
 @main.command()
@@ -145,11 +162,11 @@ def slices(
 
 @main.command()
 @click.argument("dataset", type=_PATH)
-@click.option("--workers", type=click.IntRange(1), default=None, help="Processes.  [default: one per core]")
+@click.option("--jobs", type=click.IntRange(1), default=None, help="Cases at once.  [default: a process per core]")
 @click.pass_context
-def check(ctx: click.Context, dataset: Path, workers: int | None) -> None:
+def check(ctx: click.Context, dataset: Path, jobs: int | None) -> None:
     """Check DATASET for what would spoil a training; exit 1 when something is wrong."""
     from data_prep.check import show_problems
 
-    if not show_problems(dataset, workers=workers):
+    if not show_problems(dataset, workers=jobs):
         ctx.exit(1)

@@ -109,7 +109,7 @@ class DatasetFolder:
                 raise DatasetError(f"{path}: the column {column} is missing; build the dataset again")
         if table["case"].duplicated().any():
             raise DatasetError(f"{path}: case {table['case'][table['case'].duplicated()].iloc[0]} is listed twice")
-        for column in table.columns.difference(TEXT_COLUMNS):
+        for column in table.columns.difference(list(TEXT_COLUMNS)):
             try:
                 table[column] = pd.to_numeric(table[column])
             except ValueError:
@@ -363,8 +363,8 @@ def write_index(
         "numTraining": len(table),
         "file_ending": FILE_ENDING,
         "training": [
-            _entry(row.case, row.patient, len(channel_names))
-            for row in table[["case", "patient"]].itertuples(index=False)
+            _entry(case, patient, len(channel_names))
+            for case, patient in zip(table["case"], table["patient"], strict=True)
         ],
     }
     if splits is not None:

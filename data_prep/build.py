@@ -1,0 +1,714 @@
+"""From a source to a dataset, by a recipe: in parallel, going on where it stopped, without identifiers."""
+
+import contextlib
+import errno
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import shutil
+import traceback
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_prep.identity import KeyFile, mask, safe_name
+from data_prep.recipes import recipe_class
+from data_prep.recipes.base import Case, Plan, Recipe, Selection
+from data_prep.workers import WorkerDied, each
+from medseg.errors import ConfigError, DatasetError, MedsegError
+from medseg.io.atomic import atomic_write_text
+from medseg.version import __version__
+
+if TYPE_CHECKING:
+    import click
+    from rich.console import Console
+    from rich.progress import Progress
+
+#: Where the records of finished cases lie while a build is under way (medseg.data.folder.UNFINISHED).
+WORK = ".build"
+#: Libraries whose version may change the voxels or the bytes of a dataset.
+LIBRARIES = ("numpy", "scipy", "nibabel", "pydicom", "SimpleITK", "torch", "monai")
+#: Files made from a finished dataset, which another set of cases makes false.
+DERIVED = ("splits.json", "splits_final.json", "slices.h5")
+UNKNOWN = "unknown"
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One line about what was not built: a failed case, or files without a partner."""
+
+    case: str
+    what: str
+    sources: tuple[int, ...] = ()
+    trace: str = field(default="", repr=False)
+
+
+@dataclass
+class BuildResult:
+    """What a build did.
+
+    Attributes:
+        out: the dataset.
+        built: cases made now.
+        kept: cases that were there already and still hold.
+        removed: cases that the source has no more.
+        failed: cases that could not be made, with the reason; names as the terminal may show them.
+        unpaired: files that found no partner.
+        notes: what a person should know besides.
+    """
+
+    out: Path
+    built: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    failed: list[Problem] = field(default_factory=list)
+    unpaired: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A case that went wrong in a worker: one line, and the traceback of what was not foreseen."""
+
+    message: str
+    trace: str = ""
+    disk: OSError | None = None
+
+
+def build_dataset(
+    recipe: Recipe,
+    source: str | Path,
+    out: str | Path,
+    *,
+    jobs: int | None = None,
+    key: str | Path | None = None,
+    keep_identifiers: bool = False,
+    clinical: Sequence[str | Path] = (),
+    id_column: str = "patient_id",
+    stratum_column: str | None = None,
+    report: bool = True,
+    console: "Console | None" = None,
+) -> BuildResult:
+    """Build a dataset, or go on with one.
+
+    A case is made again when its sources, the recipe's options or the version of a library that matters changed; a case
+    that the source has no more disappears. A build that was killed ends, when it is run again, byte for byte as if it
+    had never stopped. One bad case never ends the others.
+
+    Args:
+        recipe: what to select and what to make.
+        source: the folder with the raw data.
+        out: the dataset; an empty or new folder, or one that this recipe built.
+        jobs: how many cases at once, each in a process of its own (1: in this one); by default a process per core.
+        key: the key file of another dataset, to give its patients the same pseudonyms. Without it a key is made, and
+            kept beside the dataset (``OUT.key``).
+        keep_identifiers: name cases and patients as the source does; for public data only.
+        clinical: CSV files with a row per patient.
+        id_column: their column with the patient's identifier, as in the source.
+        stratum_column: their column that becomes ``stratum`` in cases.csv.
+        report: write report.html.
+        console: where progress goes; nowhere by default.
+
+    Returns:
+        what was built and what was not.
+
+    Raises:
+        DatasetError: nothing to build, nothing could be built, OUT holds something else, or the cases of a dataset that
+            is split already would change.
+        ConfigError: options that do not fit the source.
+    """
+    source, out = Path(source).absolute(), Path(out).absolute()
+    jobs = jobs or len(os.sched_getaffinity(0))
+    if not source.is_dir():
+        raise DatasetError(f"{source}: no such folder; give the folder with the raw data")
+    if out.resolve() == source.resolve() or source.resolve() in out.resolve().parents:
+        raise ConfigError(f"OUT {out} lies inside SOURCE {source}; choose a folder elsewhere")
+    if out.resolve() in source.resolve().parents:
+        raise ConfigError(f"SOURCE {source} lies inside OUT {out}; choose another OUT")
+    _check_is_ours(out, recipe.name)
+    strata = _read_strata([Path(path) for path in clinical], id_column, stratum_column)
+    with _progress(console) as progress:
+        task = progress.add_task("looking through the source", total=None)
+        selection = recipe.select(source)
+        progress.remove_task(task)
+    if not selection.cases:
+        reasons = "; ".join(sorted({unpaired.why for unpaired in selection.unpaired}))
+        raise DatasetError(f"{source}: nothing for the recipe {recipe.name} in it{f' ({reasons})' if reasons else ''}")
+    new = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with _lock(out):
+            build = _Build(recipe, source, out, selection, jobs, keep_identifiers, console, key)
+            build.strata, build.clinical = strata, [Path(path).absolute() for path in clinical]
+            return build.run(report)
+    finally:
+        if new:
+            with contextlib.suppress(OSError):
+                out.rmdir()  # succeeds only when nothing was built
+
+
+class _Build:
+    """One run of a build; its methods are the steps, in order."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        source: Path,
+        out: Path,
+        selection: Selection,
+        jobs: int,
+        keep_identifiers: bool,
+        console: "Console | None",
+        key: str | Path | None,
+    ) -> None:
+        self.recipe, self.source, self.out, self.selection = recipe, source, out, selection
+        self.jobs, self.keep_identifiers, self.console = jobs, keep_identifiers, console
+        self.key_path = out.with_name(out.name + ".key")
+        self.key_is_new = not self.key_path.exists()
+        self.key = KeyFile.open(self.key_path, Path(key) if key is not None else None)
+        self.strata: dict[str, str] | None = None
+        self.clinical: list[Path] = []
+        self.result = BuildResult(out, notes=list(selection.notes))
+
+    def run(self, report: bool) -> BuildResult:
+        self._name_cases()
+        old = _records(self.out)
+        self._hash_sources(old)
+        plan, surveys = self._plan(old)
+        todo, records = self._compare(old, plan, surveys)
+        before = _content(self.out / "manifest.json") + _content(self.out / "cases.csv")
+        removed = sorted(set(old) - set(self.cases)) if (self.out / "manifest.json").exists() else []
+        todo = self._spare_derived(todo, removed)
+        unfinished = (self.out / WORK).exists()
+        if todo or removed or unfinished or not before:
+            (self.out / WORK).mkdir(exist_ok=True)
+            (self.out / "report.html").unlink(missing_ok=True)
+        self._write_key()
+        self._make(todo, plan, surveys, records)
+        if not records:
+            self._undo()
+            raise DatasetError(self._nothing_built())
+        self._finish(plan, records)
+        self.result.kept = sorted(set(records) - set(self.result.built))
+        self.result.removed = removed
+        changed = before != _content(self.out / "manifest.json") + _content(self.out / "cases.csv")
+        if report and (changed or not (self.out / "report.html").exists()):
+            self._report()
+        return self.result
+
+    # Names and numbers
+
+    def _name_cases(self) -> None:
+        """Give every case and patient its name, and every source its number."""
+        name = safe_name if self.keep_identifiers else self.key.pseudonym
+        self.cases: dict[str, Case] = {}
+        self.patients: dict[str, str] = {}
+        taken: dict[str, str] = {}
+        identifiers: dict[str, str] = {}
+        for case in sorted(self.selection.cases, key=lambda case: (case.patient, case.name)):
+            patient = name(case.patient)
+            own = patient if case.name == case.patient else name(case.name)
+            if own != patient and not self.keep_identifiers:
+                own = f"{patient}_{own[:8]}"
+            for identifier, shown, kind in ((case.patient, patient, "patient"), (case.name, own, "case")):
+                holder = taken.setdefault(f"{kind} {shown.casefold()}", identifier)
+                if holder != identifier or (kind == "case" and shown in self.cases):
+                    raise DatasetError(f"two {kind}s of the source would both be called {shown}; rename one of them")
+            self.cases[own], self.patients[own] = case, patient
+            identifiers[patient] = case.patient
+        self.patient_names = identifiers
+        files = {file for case in self.selection.cases for file in case.files}
+        files |= {file for unpaired in self.selection.unpaired for file in unpaired.files}
+        relative = {file: self._relative(file) for file in files}
+        ordered = sorted(files, key=lambda file: relative[file]) + self.clinical
+        self.numbers = {file: number for number, file in enumerate(ordered, 1)}
+        self.relative = relative | {file: str(file) for file in self.clinical}
+
+    def _relative(self, file: Path) -> str:
+        return os.path.relpath(file, self.source).replace(os.sep, "/")
+
+    def _numbers_of(self, files: Iterable[Path]) -> tuple[int, ...]:
+        return tuple(sorted(self.numbers[file] for file in files))
+
+    def _write_key(self) -> None:
+        self.key.write(
+            patients=dict(sorted(self.patient_names.items())),
+            cases={name: case.name for name, case in sorted(self.cases.items())},
+            sources={str(number): self.relative[file] for file, number in self.numbers.items()},
+        )
+
+    # What has to be done
+
+    def _hash_sources(self, old: Mapping[str, Any]) -> None:
+        """SHA-256 of every source, and of every file of the cases that are there already."""
+        expected = [self.out / name for record in old.values() for name in record.get("files", {})]
+        self.hashes: dict[Path, str] = {}
+        self.unreadable: dict[Path, str] = {}
+        with _progress(self.console) as progress, ThreadPoolExecutor(self.jobs) as pool:
+            task = progress.add_task("comparing with the sources", total=len(self.numbers) + len(expected))
+            for file, digest in pool.map(_file_hash, [*self.numbers, *expected]):
+                if isinstance(digest, OSError):
+                    self.unreadable[file] = digest.strerror or str(digest)
+                else:
+                    self.hashes[file] = digest
+                progress.advance(task)
+
+    def _digest(self, case: Case) -> str:
+        parts = [[part, [self.hashes.get(file, "") for file in files]] for part, files in case.sources.items()]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def _plan(self, old: Mapping[str, Any]) -> tuple[Plan, dict[str, Any]]:
+        """Survey the cases that are new or changed, and settle what all have in common."""
+        self.broken: dict[str, _Failure] = {}
+        for name, case in self.cases.items():
+            missing = [file for file in case.files if file in self.unreadable]
+            if missing:
+                self.broken[name] = _Failure(f"{missing[0]}: {self.unreadable[missing[0]]}")
+            elif case.problem:
+                self.broken[name] = _Failure(case.problem)
+        self.digests = {name: self._digest(case) for name, case in self.cases.items()}
+        surveys: dict[str, Any] = {}
+        todo = []
+        for name, case in self.cases.items():
+            record = old.get(name, {})
+            if name in self.broken:
+                continue
+            if record.get("sources_sha256") == self.digests[name] and "survey" in record:
+                surveys[name] = record["survey"]
+            elif type(self.recipe).survey is Recipe.survey:
+                surveys[name] = None
+            else:
+                todo.append((name, (self.recipe, case)))
+        with _progress(self.console) as progress:
+            task = progress.add_task("surveying the cases", total=len(todo), visible=bool(todo))
+            for name, answer in each(_survey, todo, self.jobs):
+                if isinstance(answer, _Failure | WorkerDied):
+                    self.broken[name] = _as_failure(answer)
+                else:
+                    surveys[name] = answer
+                progress.advance(task)
+        return self.recipe.plan(dict(sorted(surveys.items()))), surveys
+
+    def _fingerprint(self, name: str, plan: Plan) -> str:
+        """What the result of a case depends on; another fingerprint means that it has to be made again."""
+        content = [self.recipe.name, self.recipe.describe(), plan.channel_names, plan.labels, plan.remapped]
+        content += [_versions(), self.digests[name]]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def _compare(
+        self, old: Mapping[str, Any], plan: Plan, surveys: Mapping[str, Any]
+    ) -> tuple[list[str], dict[str, Any]]:
+        """Which cases have to be made, and the records of those that hold."""
+        records: dict[str, Any] = {}
+        self.fingerprints = {name: self._fingerprint(name, plan) for name in self.cases}
+        for name in surveys:
+            record = old.get(name, {})
+            if record.get("fingerprint") == self.fingerprints[name] and all(
+                self.hashes.get(self.out / file) == digest for file, digest in record["files"].items()
+            ):
+                records[name] = record
+        return [name for name in surveys if name not in records and name not in self.broken], records
+
+    def _spare_derived(self, todo: list[str], removed: list[str]) -> list[str]:
+        """Refuse to change the cases under a split; leave those that failed before as they are then."""
+        derived = [name for name in DERIVED if (self.out / name).exists()]
+        if not derived:
+            return todo
+        manifest = json.loads(_content(self.out / "manifest.json") or b"{}")
+        failed = {entry["case"]: entry for entry in manifest.get("failed", [])}
+        again = [name for name in todo if failed.get(name, {}).get("fingerprint") == self.fingerprints[name]]
+        changed = sorted({*todo, *removed} - set(again))
+        if changed:
+            raise DatasetError(
+                f"{self.out}: {len(changed)} case(s) would change or disappear (the first is {changed[0]}), but "
+                f"{' and '.join(derived)} come from the present ones; remove them first, or build into another folder"
+            )
+        for name in again:
+            self.broken[name] = _Failure(failed[name]["what"])
+        return []
+
+    # Making
+
+    def _make(self, todo: list[str], plan: Plan, surveys: Mapping[str, Any], records: dict[str, Any]) -> None:
+        tasks = [(name, (self.recipe, self.cases[name], plan, self.out, name)) for name in todo]
+        with _progress(self.console) as progress:
+            task = progress.add_task("building", total=len(self.cases), completed=len(self.cases) - len(todo))
+            for name, answer in each(_make_case, tasks, self.jobs):
+                if isinstance(answer, _Failure | WorkerDied):
+                    failure = _as_failure(answer)
+                    if failure.disk is not None:
+                        raise failure.disk
+                    self.broken[name] = failure
+                else:
+                    record = {
+                        "fingerprint": self.fingerprints[name],
+                        "sources": list(self._numbers_of(self.cases[name].files)),
+                        "sources_sha256": self.digests[name],
+                        "survey": surveys[name],
+                        **answer,
+                    }
+                    atomic_write_text(self.out / WORK / f"{name}.json", json.dumps(record))
+                    records[name] = record
+                    self.result.built.append(name)
+                progress.advance(task)
+        self.result.built.sort()
+
+    def _finish(self, plan: Plan, records: dict[str, Any]) -> None:
+        """Write what describes the dataset, and remove what does not belong to it."""
+        from medseg.data.folder import write_index
+
+        for record, case in ((records[name], self.cases[name]) for name in records):
+            record["sources"] = list(self._numbers_of(case.files))  # numbers shift when the source gains a file
+        strata = {name: self._stratum(name) for name in records}
+        failed = self._failures()
+        unpaired = [
+            (self._numbers_of(item.files), item.why, [self.relative[file] for file in item.files])
+            for item in self.selection.unpaired
+        ]
+        manifest = {
+            "recipe": self.recipe.name,
+            "options": self.recipe.describe(),
+            "identifiers": "kept" if self.keep_identifiers else "pseudonyms",
+            "versions": _versions(),
+            "labels_remapped": plan.remapped,
+            "failed": [
+                {"case": name, "sources": problem.sources, "what": what, "fingerprint": self.fingerprints[name]}
+                for name, problem, what in failed
+            ],
+            "unpaired": [{"sources": numbers, "what": why} for numbers, why, _ in unpaired],
+            "cases": {name: records[name] for name in sorted(records)},
+            "sources": {str(number): self.hashes.get(file, "unreadable") for file, number in self.numbers.items()},
+        }
+        rows = [
+            records[name]["row"] | {"case": name, "patient": self.patients[name], "stratum": strata[name]}
+            for name in sorted(records)
+        ]
+        splits = _content(self.out / "splits.json")
+        write_index(
+            self.out,
+            name=self.recipe.name,
+            channel_names=plan.channel_names,
+            labels=plan.labels,
+            rows=rows,
+            manifest=manifest,
+            splits=json.loads(splits) if splits else None,
+        )
+        belongs = {file for record in records.values() for file in record["files"]}
+        for folder in ("imagesTr", "labelsTr"):
+            for path in (self.out / folder).iterdir():
+                if f"{folder}/{path.name}" not in belongs:
+                    path.unlink()
+        for path in self.out.glob(".tmp-*"):
+            path.unlink()
+        shutil.rmtree(self.out / WORK, ignore_errors=True)
+        self.result.failed = [problem for _, problem, _ in failed]
+        show_names = self.keep_identifiers or not self.recipe.confidential
+        self.result.unpaired = [
+            Problem(", ".join(names) if show_names else _sources(numbers), why, numbers)
+            for numbers, why, names in unpaired
+        ]
+
+    def _stratum(self, name: str) -> str:
+        if self.strata is None:
+            return ""
+        return self.strata.get(self.cases[name].patient.strip(), UNKNOWN)
+
+    def _failures(self) -> list[tuple[str, Problem, str]]:
+        """Every failed case: its name, what the terminal may show, and its line in the manifest."""
+        failures = []
+        for name, failure in sorted(self.broken.items()):
+            case = self.cases[name]
+            numbered = {file: f"source {self.numbers[file]}" for file in case.files}
+            hidden = mask(failure.message, numbered | {self.source: "SOURCE"}, self._words(case))
+            label, shown = name, hidden
+            if self.keep_identifiers or not self.recipe.confidential:
+                shown = mask(failure.message, {file: self.relative[file] for file in case.files})
+                label = name if name == case.name else f"{name} ({case.name})"
+            trace = mask(failure.trace, numbered, self._words(case)) if failure.trace else ""
+            failures.append((name, Problem(label, shown, self._numbers_of(case.files), trace), hidden))
+        return failures
+
+    def _words(self, case: Case) -> set[str]:
+        with contextlib.suppress(Exception):  # a header that cannot be read holds no words to mask
+            return self.recipe.identifiers(case)
+        return {case.patient, case.name}
+
+    def _nothing_built(self) -> str:
+        failures = self._failures()
+        first = f"the first is {failures[0][1].case}: {failures[0][1].what}" if failures else ""
+        return f"{self.out.name}: none of the {len(self.cases)} case(s) could be built; {first}"
+
+    def _undo(self) -> None:
+        """Leave nothing of a build that made nothing."""
+        if not (self.out / "dataset.json").exists():
+            for folder in (WORK, "imagesTr", "labelsTr"):
+                shutil.rmtree(self.out / folder, ignore_errors=True)
+            if self.key_is_new:
+                self.key_path.unlink(missing_ok=True)
+
+    def _report(self) -> None:
+        try:  # FIXME until the report exists
+            from medseg.report import dataset_report
+        except (ImportError, AttributeError):
+            return
+
+        with _progress(self.console) as progress:
+            progress.add_task("writing report.html", total=None)
+            dataset_report(self.out)
+
+
+def _survey(recipe: Recipe, case: Case) -> Any:
+    with _as_answer() as caught:
+        return recipe.survey(case)
+    return caught[0]
+
+
+def _make_case(recipe: Recipe, case: Case, plan: Plan, out: Path, name: str) -> Any:
+    """Make and write one case; the answer is what its record says of it."""
+    from medseg.data.folder import image_names, label_name, write_case
+
+    with _as_answer() as caught:
+        sample = recipe.make(case, plan)
+        row = write_case(out, name, sample.image, sample.label, plan.labels) | sample.columns
+        files = [*image_names(name, len(sample.image)), label_name(name)]
+        return {"row": row, "files": {file: _sha256(out / file) for file in files}}
+    return caught[0]
+
+
+@contextlib.contextmanager
+def _as_answer() -> Iterator[list[_Failure]]:
+    """Turn what goes wrong with one case into an answer, so that the others go on."""
+    caught: list[_Failure] = []
+    try:
+        yield caught
+    except MedsegError as error:
+        caught.append(_Failure(str(error)))
+    except MemoryError:
+        caught.append(_Failure("not enough memory"))
+    except OSError as error:
+        disk = OSError(error.errno, f"{error.strerror}; make room and run the same command again")
+        caught.append(_Failure(f"{error.filename}: {error.strerror}", disk=disk if error.errno in _DISK_FULL else None))
+    except Exception as error:  # a defect of ours or of a library, met by one case of many
+        caught.append(_Failure(f"unexpected {type(error).__name__}: {error}", traceback.format_exc()))
+
+
+def _as_failure(answer: "_Failure | WorkerDied") -> _Failure:
+    return _Failure(str(answer)) if isinstance(answer, WorkerDied) else answer
+
+
+def _check_is_ours(out: Path, recipe: str) -> None:
+    """Refuse to write into a folder that holds something else."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise DatasetError(f"{out}: a file; give a folder for the dataset")
+    names = {path.name for path in out.iterdir()}
+    if not names or (WORK in names and "manifest.json" not in names):
+        return
+    try:
+        other = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["recipe"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DatasetError(f"{out}: neither empty nor a dataset that data_prep built; choose another folder") from None
+    if other != recipe:
+        raise DatasetError(f"{out}: built by the recipe {other}, not {recipe}; choose another folder")
+
+
+@contextlib.contextmanager
+def _lock(out: Path) -> Iterator[None]:
+    """Let one build at a time work on a dataset; the system releases the lock of a build that was killed."""
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DatasetError(f"{out}: another build is at work on it; wait for it to end") from None
+        except OSError:  # a network file system without locks on folders
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _read_strata(paths: Sequence[Path], id_column: str, stratum_column: str | None) -> dict[str, str] | None:
+    """Stratum by patient identifier, from clinical tables."""
+    import difflib
+
+    import pandas as pd
+
+    if stratum_column is None or not paths:
+        if stratum_column is not None or paths:
+            raise ConfigError("--clinical FILE and --stratum-column NAME go together: give both or neither")
+        return None
+    strata: dict[str, str] = {}
+    found: set[str] = set()
+    for path in paths:
+        try:
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, sep=None, engine="python", encoding="utf-8-sig")
+        except FileNotFoundError:
+            raise ConfigError(f"--clinical: {path}: no such file") from None
+        except (ValueError, UnicodeDecodeError, pd.errors.ParserError) as error:
+            raise DatasetError(f"{path}: not a CSV table ({type(error).__name__})") from None
+        found |= set(table.columns)
+        if id_column not in table:
+            near = difflib.get_close_matches(id_column, table.columns, n=1)
+            hint = f" (nearest: {near[0]})" if near else ""
+            raise ConfigError(
+                f"--id-column: {path} has no column {id_column!r}{hint}; its columns: {', '.join(map(str, table.columns))}"
+            )
+        if stratum_column not in table:
+            continue
+        for patient, stratum in zip(table[id_column].str.strip(), table[stratum_column].str.strip(), strict=True):
+            if strata.setdefault(patient, stratum or UNKNOWN) != (stratum or UNKNOWN):
+                raise DatasetError(
+                    f"{path}: a patient has {strata[patient]!r} and {stratum!r} in the column {stratum_column}; "
+                    "expected one value per patient"
+                )
+    if stratum_column not in found:
+        near = difflib.get_close_matches(stratum_column, found, n=1)
+        hint = f" (nearest: {near[0]})" if near else ""
+        raise ConfigError(f"--stratum-column: no column {stratum_column!r}{hint}; there are {', '.join(sorted(found))}")
+    return strata
+
+
+def _records(out: Path) -> dict[str, Any]:
+    """What is known of the cases that were made before, by this build or an earlier one."""
+    records: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        records |= json.loads((out / "manifest.json").read_text(encoding="utf-8")).get("cases", {})
+    for path in sorted((out / WORK).glob("[!.]*.json")):
+        with contextlib.suppress(OSError, ValueError):
+            records[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+    return records
+
+
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _file_hash(path: Path) -> "tuple[Path, str | OSError]":
+    try:
+        return path, _sha256(path)
+    except OSError as error:
+        return path, error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {"medseg": __version__, **{library: version(library) for library in LIBRARIES}}
+
+
+def _sources(numbers: Sequence[int]) -> str:
+    if len(numbers) == 1:
+        return f"source {numbers[0]}"
+    consecutive = list(numbers) == list(range(numbers[0], numbers[-1] + 1))
+    return f"sources {numbers[0]}-{numbers[-1]}" if consecutive else f"{len(numbers)} sources from {numbers[0]} on"
+
+
+@contextlib.contextmanager
+def _progress(console: "Console | None") -> "Iterator[Progress]":
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(
+        *columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=console is None, transient=True
+    ) as progress:
+        yield progress
+
+
+# The command
+
+
+def recipe_command(name: str, cls: "type[click.Command]") -> "click.Command":
+    """The subcommand of a recipe: the options that all recipes have, and those that it declares.
+
+    Args:
+        name: of the recipe.
+        cls: class of the command.
+    """
+    import click
+
+    recipe = recipe_class(name)
+    path = click.Path(path_type=Path)
+    file = click.Path(dir_okay=False, path_type=Path)
+
+    def run(**given: Any) -> None:
+        chosen = {option.name: given.pop(option.name) for option in fields(recipe.Options)}
+        _run(recipe(recipe.Options(**chosen)), **given)
+
+    own = [
+        click.Option(
+            [option.metadata["flag"], option.name],
+            **_help(option.metadata["help"], option.default),
+            **option.metadata["click"],
+        )
+        for option in fields(recipe.Options)
+    ]
+    common = [
+        click.Option(["--jobs"], type=click.IntRange(1), help="Cases at once.  [default: a process per core]"),
+        click.Option(["--key"], type=file, help="Key file of another dataset: same patients, same pseudonyms."),
+        click.Option(["--keep-identifiers"], is_flag=True, help="Name cases as the source does (public data only)."),
+        click.Option(
+            ["--clinical"], type=file, multiple=True, help="CSV file with a row per patient; repeat for more."
+        ),
+        click.Option(["--id-column"], default="patient_id", help="Its column with the patient's identifier."),
+        click.Option(["--stratum-column"], help="Its column to stratify splits by."),
+        click.Option(["--report/--no-report"], default=True, help="Write report.html."),
+    ]
+    return cls(
+        name,
+        params=[click.Argument(["source"], type=path), click.Argument(["out"], type=path), *own, *common],
+        callback=run,
+        help=f"{recipe.summary}\n\nBuilds the dataset OUT from what lies in SOURCE. Run it again to go on after an "
+        "interruption, or after the source changed. The names of the numbered sources stand in OUT.key, which tells "
+        "who the patients are: keep it apart.",
+        short_help=recipe.summary,
+    )
+
+
+def _help(text: str, default: Any) -> dict[str, Any]:
+    return {"help": text, "default": default, "show_default": default not in (None, (), False)}
+
+
+def _run(recipe: Recipe, source: Path, out: Path, **given: Any) -> None:
+    """Build for the command line: progress and problems on stderr, what was done on stdout."""
+    import click
+    from rich.console import Console
+
+    try:
+        result = build_dataset(recipe, source, out, console=Console(stderr=True), **given)
+    except KeyboardInterrupt:
+        click.echo("interrupted; run the same command again to go on", err=True)
+        raise SystemExit(130) from None
+    for problem in result.unpaired:
+        click.echo(f"unpaired: {problem.case}: {problem.what}", err=True)
+    for problem in result.failed:
+        click.echo(f"failed: {problem.case}: {problem.what}", err=True)
+        context = click.get_current_context(silent=True)
+        if problem.trace and context is not None and context.meta.get("data_prep.debug"):
+            click.echo(problem.trace, err=True)
+    for note in result.notes:
+        click.echo(f"note: {note}", err=True)
+    counts = Counter(built=len(result.built), unchanged=len(result.kept), removed=len(result.removed))
+    counts += Counter(failed=len(result.failed), unpaired=len(result.unpaired))
+    click.echo(f"{out}: {', '.join(f'{n} {what}' for what, n in counts.items())}")
+    if result.failed:
+        raise SystemExit(1)

@@ -1,0 +1,148 @@
+"""What every recipe is: a selection of cases, a way to make one, and the options that a user may set."""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case to be made.
+
+    Attributes:
+        name: what the source calls it. It becomes the case's name, as a pseudonym unless identifiers are kept; a
+            patient with one case has the patient's identifier here too.
+        patient: the patient's identifier.
+        sources: every file that the result depends on, by its part (``CT``, ``label``, …), in the order that matters.
+        problem: why it cannot be made, where that is known already.
+        detail: what else :meth:`Recipe.make` needs (it must survive pickling).
+    """
+
+    name: str
+    patient: str
+    sources: Mapping[str, tuple[Path, ...]]
+    problem: str = ""
+    detail: Any = None
+
+    @property
+    def files(self) -> list[Path]:
+        """All files of the case."""
+        return [file for files in self.sources.values() for file in files]
+
+
+@dataclass(frozen=True)
+class Unpaired:
+    """Files that look like part of a case and found no partner."""
+
+    files: tuple[Path, ...]
+    why: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a recipe found in a source: the cases, what was left over, and what a person should know of it."""
+
+    cases: list[Case]
+    unpaired: list[Unpaired] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all cases of one build have in common.
+
+    Attributes:
+        channel_names: in nnU-Net's words (``CT``).
+        labels: value by name; background is 0, the others are 1 to n-1.
+        remapped: value in the source (as text) to value in the dataset, where labels were renumbered.
+    """
+
+    channel_names: tuple[str, ...]
+    labels: dict[str, int]
+    remapped: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One case as made.
+
+    Attributes:
+        image: [channel, x, y, z], float32, RAS mm affine.
+        label: [1, x, y, z] on the same grid.
+        columns: what cases.csv shall say of it besides shape, spacing, volumes and hashes.
+    """
+
+    image: "MetaTensor"
+    label: "MetaTensor"
+    columns: dict[str, str] = field(default_factory=dict)
+
+
+class Recipe(ABC):
+    """How a source becomes a dataset.
+
+    A recipe is a short class: its ``Options`` (a frozen dataclass whose fields are made with :func:`option`, and which
+    the command line shows as they are), :meth:`select`, :meth:`make`, and, where the cases must be looked at together
+    before one can be made, :meth:`survey` and :meth:`plan`.
+
+    Args:
+        options: an instance of ``Options``.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    Options: ClassVar[type]
+    #: Whether names and folders of the source may tell who the patient is; then they are never shown.
+    confidential: ClassVar[bool] = True
+
+    def __init__(self, options: Any = None) -> None:
+        self.options: Any = self.Options() if options is None else options
+
+    def describe(self) -> dict[str, Any]:
+        """Options as the manifest records them."""
+        return dataclasses.asdict(self.options)
+
+    @abstractmethod
+    def select(self, source: Path) -> Selection:
+        """Find the cases in a source.
+
+        Raises:
+            DatasetError: the source is not what the recipe reads.
+        """
+
+    def survey(self, case: Case) -> Any:
+        """Look at one case before any is made; what is returned must be JSON."""
+        return None
+
+    @abstractmethod
+    def plan(self, surveys: Mapping[str, Any]) -> Plan:
+        """Settle what all cases have in common, given what :meth:`survey` said of each (by name)."""
+
+    @abstractmethod
+    def make(self, case: Case, plan: Plan) -> Sample:
+        """Make one case.
+
+        Raises:
+            MedsegError: it cannot be made; the message becomes the case's line among the failures.
+        """
+
+    def identifiers(self, case: Case) -> set[str]:
+        """Words of the source that tell who the patient is; they are masked in every message."""
+        return {case.patient, case.name}
+
+
+def option(flag: str, default: Any, help_text: str, **click_arguments: Any) -> Any:
+    """Declare a field of a recipe's options, and with it the option of the command line.
+
+    Args:
+        flag: as a user types it (``--roi``).
+        default: the value when it is not given.
+        help_text: one sentence for ``--help``.
+        click_arguments: what ``click.option`` needs besides (``multiple=True``, ``nargs=3``, ``type=…``).
+    """
+    return field(default=default, metadata={"flag": flag, "help": help_text, "click": click_arguments})
