@@ -4,6 +4,9 @@ from .atomic import atomic_write_text as atomic_write_text
 from .image import read_image as read_image
 from .image import read_series as read_series
 from .nifti import write_nifti as write_nifti
+from .reader import Reader as Reader
+from .rtstruct import list_rois as list_rois
+from .rtstruct import read_rtstruct as read_rtstruct
 from .series import Series as Series
 from .series import Study as Study
 from .series import find_series as find_series
@@ -11,14 +14,17 @@ from .series import match_series as match_series
 from .suv import suv_factor as suv_factor
 
 __all__ = [
+    "Reader",
     "Series",
     "Study",
     "atomic_path",
     "atomic_write_bytes",
     "atomic_write_text",
     "find_series",
+    "list_rois",
     "match_series",
     "read_image",
+    "read_rtstruct",
     "read_series",
     "suv_factor",
     "write_nifti",

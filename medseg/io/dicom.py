@@ -153,7 +153,7 @@ def _instance(path: Path, ds: Dataset) -> Instance:
 def _integer(ds: Dataset, keyword: str) -> int | None:
     value = ds.get(keyword)
     try:
-        return int(value)  # type: ignore[arg-type]
+        return int(value)
     except (TypeError, ValueError):
         return None
 

@@ -114,7 +114,8 @@ def find_series(root: str | os.PathLike[str], *, progress: Callable[[int], None]
 
     DICOM files are grouped by SeriesInstanceUID wherever they lie; every NIfTI, MHD/MHA, NRRD and picture file is a
     series by itself. Nothing that a file holds makes this fail: a file that claims to be an image and is none (a text
-    named ``.dcm``, one cut short) is a series with a problem. Files that claim nothing and are no image are passed over.
+    named ``.dcm``, one cut short) is a series with a problem. Files that claim nothing and are no image are passed
+    over.
 
     Args:
         root: a folder or a single file.
@@ -167,7 +168,10 @@ def _dicom_series(items: list[Instance]) -> Series:
     problems: list[str] = []
     if len({item.study_uid for item in items}) > 1 or len({item.patient_id for item in items}) > 1:
         problems.append(f"{first.path.parent}: one SeriesInstanceUID with several studies or patients")
-    files, shape, spacing, affine = tuple(item.path for item in items), (), (), None
+    files = tuple(item.path for item in items)
+    shape: tuple[int, ...] = ()
+    spacing: tuple[float, ...] = ()
+    affine = None
     if all(item.is_image for item in items):
         shape = (first.columns, first.rows, sum(len(item.planes) for item in items))
         try:
@@ -237,8 +241,8 @@ def _file_series(path: Path, kind: str) -> Series:
 def match_series(series: Iterable[Series], modalities: Sequence[str] = ("CT", "PT")) -> list[Study]:
     """Find the studies that have an image of every wanted modality on one frame of reference.
 
-    Localizers (ImageType) are left aside, and so are series with problems where there is one without. Where more than one
-    series of a modality is left, the study says so in its `problems` and carries the first by number.
+    Localizers (ImageType) are left aside, and so are series with problems where there is one without. Where more than
+    one series of a modality is left, the study says so in its `problems` and carries the first by number.
 
     Args:
         series: what `find_series` gave.
