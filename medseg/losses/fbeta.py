@@ -20,8 +20,8 @@ class FBetaLoss(_Loss):
         1 - (1 + β²) Σ y ŷ / (β² Σ y² + Σ ŷ²)
 
     and ``squared=False`` has no squares below, which makes it MONAI's ``TverskyLoss(alpha=1 / (1 + β²),
-    beta=β² / (1 + β²))``. β = 1 is the Dice loss, in the form of Milletari (squares) or the linear one. The sums go over one image
-    and class; classes, each against the rest, are averaged.
+    beta=β² / (1 + β²))``. β = 1 is the Dice loss, in the form of Milletari (squares) or the linear one. The sums go
+    over one image and class; classes, each against the rest, are averaged.
 
     An image whose truth is empty has the loss 1 − smooth / (smooth + c Σ ŷ), with c = 1 / (1 + β²) (and ŷ² with
     squares): nearly 1 as soon as anything is predicted, nearly without gradient, and 0 for an empty prediction. It

@@ -137,13 +137,13 @@ def _bootstrap(
         total = np.bincount(patients, weights=values[0] if len(values) == 1 else values[0] - values[1])
         number = np.bincount(patients)
 
-        def resampled(drawn: np.ndarray, axis: int) -> np.ndarray:
+        def resampled(drawn: np.ndarray, axis: int = -1) -> Any:
             return total[drawn].sum(axis) / number[drawn].sum(axis)
     else:
         order = np.argsort(patients, kind="stable")
         of_patient = np.split(values[:, order], np.cumsum(np.bincount(patients))[:-1], axis=1)
 
-        def resampled(drawn: np.ndarray) -> float:
+        def resampled(drawn: np.ndarray, axis: int = -1) -> Any:
             return statistic(np.concatenate([of_patient[i] for i in drawn], axis=1))
 
     result = stats.bootstrap(

@@ -51,7 +51,7 @@ def dice(counts: Counts, empty: float = 1.0) -> Any:
     return f_beta(counts, beta=1.0, empty=empty)
 
 
-def f_beta(counts: Counts, beta: float, empty: float = 1.0) -> Any:
+def f_beta(counts: Counts, beta: float = 2.0, empty: float = 1.0) -> Any:
     """F-beta, (1 + β²)TP / ((1 + β²)TP + β²FN + FP): the harmonic mean of PPV and sensitivity, weighted 1 to β².
 
     Args:
