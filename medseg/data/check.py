@@ -80,7 +80,7 @@ def check_dataset(
         for row in folder.cases.to_dict("records")
     ]
     findings = []
-    for finding in _map(_check_case, jobs, min(workers or os.cpu_count() or 1, len(jobs) or 1)):
+    for finding in _map(_check_case, jobs, min(workers or len(os.sched_getaffinity(0)), len(jobs) or 1)):
         findings.append(finding)
         if progress:
             progress(len(findings), len(jobs))
@@ -135,7 +135,7 @@ def _map(function: Callable[[_Job], _Finding], jobs: list[_Job], workers: int) -
             yield from pool.map(function, jobs)
         except BrokenProcessPool as error:
             raise DatasetError(
-                "a process that read the cases was killed, perhaps for want of memory; use --workers 1"
+                "a process that read the cases was killed, perhaps for want of memory; use --jobs 1"
             ) from error
 
 
@@ -190,13 +190,11 @@ def _check_case(job: _Job) -> _Finding:
         expected = job.expected.get(key, "")
         same = _same_spacing(value, expected) if key == "spacing" else value == expected
         if expected and not same:
-            what = {"image_sha256": "image", "label_sha256": "label"}.get(key)
-            finding.add(
-                f"{what}: its voxels changed since the build (hash in cases.csv)"
-                if what
-                else f"{key}: {value} in the image, {expected} in cases.csv",
-                _REBUILD,
-            )
+            if key.endswith("_sha256"):
+                what = f"{key.removesuffix('_sha256')}: its voxels changed since the build (hash in cases.csv)"
+            else:
+                what = f"{key}: {value} in the image, {expected} in cases.csv"
+            finding.add(what, _REBUILD)
     return finding
 
 
@@ -268,8 +266,8 @@ def _splits(folder: DatasetFolder) -> tuple[Mapping[str, Any] | None, list[Probl
     except (OSError, ValueError) as error:
         return None, [Problem(path.name, f"cannot be read ({error})", "run `data_prep split --force`")]
     problems = []
-    for error in find_split_errors(splits, folder.cases):
-        what, _, advice = str(error).removeprefix(f"{path.name}: ").rpartition("; ")
+    for found in find_split_errors(splits, folder.cases):
+        what, _, advice = str(found).removeprefix(f"{path.name}: ").rpartition("; ")
         problems.append(Problem(path.name, what or advice, advice if what else "run `data_prep split --force`"))
     readable = isinstance(splits, dict) and isinstance(splits.get("folds"), list)
     return splits if readable else None, problems

@@ -115,7 +115,7 @@ def write_slices(
     patient_index = {patient: index for index, patient in enumerate(patients)}
     in_plane = tuple(size) if size is not None else _common_size(cases, axis)
     total, done = sum(map(len, lists.values())), 0
-    workers = workers or min(4, os.cpu_count() or 1)
+    workers = workers or min(4, len(os.sched_getaffinity(0)))
     path = Path(out) if out is not None else folder.root / "slices.h5"
     direction: tuple[str, str] | None = None
 
