@@ -16,10 +16,11 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow
-from monai.bundle.utils import ID_SEP_KEY
 
 from medseg.errors import ConfigError, own_error
 
+#: Parts an id; MONAI takes `::` for the same.
+_SEPARATOR = "#"
 #: What `monai.bundle run` and ConfigWorkflow take for themselves.
 _WORKFLOW_ARGUMENTS = {
     *inspect.signature(ConfigWorkflow).parameters,
@@ -38,7 +39,7 @@ def _keys(config: Any, parent: str = "") -> list[str]:
         return []
     keys = []
     for key, value in items:
-        name = f"{parent}{ID_SEP_KEY}{key}" if parent else str(key)
+        name = f"{parent}{_SEPARATOR}{key}" if parent else str(key)
         keys += [name, *_keys(value, name)]
     return keys
 
@@ -70,14 +71,14 @@ def check_config_overrides(config_file: str | Sequence[str], overrides: Mapping[
     parser = ConfigParser(ConfigParser.load_config_files(config_file))
     known = _keys(parser.get())
     for key in overrides:
-        name = str(key).replace("::", ID_SEP_KEY)
+        name = str(key).replace("::", _SEPARATOR)
         if name in known or any(isinstance(v, str) and f"@{name}" in v for v in overrides.values()):
             continue
-        parent, _, leaf = name.rpartition(ID_SEP_KEY)
+        parent, _, leaf = name.rpartition(_SEPARATOR)
         if parent in known and isinstance(component := parser[parent], Mapping) and _takes(component, leaf):
             continue
         near = get_close_matches(name, known, n=3, cutoff=0.6) or get_close_matches(
-            leaf, [k for k in known if k.rpartition(ID_SEP_KEY)[2] == leaf] or known, n=3, cutoff=0
+            leaf, [k for k in known if k.rpartition(_SEPARATOR)[2] == leaf] or known, n=3, cutoff=0
         )
         raise ConfigError(
             f"override --{name}: no such key in {config_file}; the nearest are "

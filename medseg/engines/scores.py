@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ PICTURES = 12
 class _SampleScore(CumulativeIterationMetric):
     """A score of every sample and class, kept until the end of the epoch."""
 
-    def __init__(self, score: str, include_background: bool) -> None:
+    def __init__(self, score: Callable[[metrics.Counts], Any], include_background: bool) -> None:
         super().__init__()
-        self.score, self.include_background = getattr(metrics, score), include_background
+        self.score, self.include_background = score, include_background
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
         if not self.include_background:
@@ -47,17 +48,18 @@ class MeanScore(IgniteMetricHandler):
     Args:
         score: a function of counts in :mod:`medseg.metrics`: `dice`, `f_beta`, `sensitivity`, `specificity` or `ppv`.
         include_background: False where channel 0 of prediction and truth is the background (one-hot of a softmax).
+        options: further arguments of the score, such as `beta` for `f_beta`.
 
     Raises:
         ConfigError: if there is no such score.
     """
 
-    def __init__(self, score: str = "dice", include_background: bool = True) -> None:
+    def __init__(self, score: str = "dice", include_background: bool = True, **options: float) -> None:
         names = ("dice", "f_beta", "sensitivity", "specificity", "ppv")
         if score not in names:
             raise ConfigError(f"score: found {score!r}, expected one of {', '.join(names)}")
         super().__init__(
-            metric_fn=_SampleScore(score, include_background),
+            metric_fn=_SampleScore(partial(getattr(metrics, score), **options), include_background),
             output_transform=from_engine([CommonKeys.PRED, CommonKeys.LABEL]),
             save_details=False,
         )
