@@ -368,6 +368,8 @@ def read_volume(instances: Sequence[Instance], *, pet_units: str = "SUVbw") -> V
     for item in instances:
         if not item.is_image:
             raise ReadError(f"{item.path}: no image: a DICOM object of modality {item.modality or 'unknown'}")
+    if len({item.patient_id for item in instances}) > 1:
+        raise ReadError(f"{where}: files of different patients share one SeriesInstanceUID: set them apart")
     grid = assemble(instances)
     columns, rows, count = grid.shape
     samples = {_integer(_dataset(item), "SamplesPerPixel") or 1 for item in instances}

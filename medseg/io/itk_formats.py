@@ -52,12 +52,10 @@ def read_itk_header(path: Path, kind: str) -> ItkHeader:
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise ReadError(f"{path}: its header cannot be read: {_reason(error)}") from error
-    size = tuple(int(n) for n in reader.GetSize())
+    size: tuple[int, ...] = tuple(int(n) for n in reader.GetSize())
     affine = _affine(path, reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
     channels = int(reader.GetNumberOfComponents())
-    if len(size) == 4:
-        size, channels = size[:3], channels * size[3]
-    return ItkHeader(size, channels, affine)
+    return ItkHeader(size[:3], channels * int(np.prod(size[3:])), affine)
 
 
 def read_itk(path: Path, kind: str) -> Volume:

@@ -82,6 +82,7 @@ def read_nifti(path: Path) -> Volume:
     dtype = header.get_data_dtype()
     if dtype.kind == "c":
         raise ReadError(f"{path}: holds complex values ({dtype}): expected a real image")
+    image: Any
     try:
         if _is_gzip(path):
             # One pass that also checks the CRC at the end, and never reads more than the header promises.
@@ -215,7 +216,7 @@ def _is_gzip(path: Path) -> bool:
 
 
 def _open(path: Path) -> io.BufferedIOBase:
-    return gzip.open(path, "rb") if _is_gzip(path) else path.open("rb")  # type: ignore[return-value]
+    return gzip.open(path, "rb") if _is_gzip(path) else path.open("rb")
 
 
 def _one_line(error: Exception) -> str:

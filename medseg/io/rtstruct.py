@@ -110,7 +110,7 @@ def read_rtstruct(
     """
     with quiet():
         structures = _read_structures(Path(path), with_points=True)
-        grid = _reference(reference)
+        grid = _reference(reference, structures.series_uids)
     chosen = _choose(structures, [rois] if isinstance(rois, str) else rois)
     matched_by = _check_identity(structures, grid, chosen)
     masks: dict[str, MetaTensor] = {}
@@ -188,9 +188,11 @@ def _points(path: Path, roi: _Roi, contour: Dataset) -> np.ndarray:
     return points
 
 
-def _reference(reference: Any) -> _Reference:
+def _reference(reference: Any, series_uids: frozenset[str]) -> _Reference:
     if isinstance(reference, (str, os.PathLike)):
         images = [series for series in find_series(reference) if series.is_image]
+        if len(images) > 1:
+            images = [series for series in images if series.series_uid in series_uids] or images
         if len(images) != 1:
             raise ReadError(
                 f"{reference}: {len(images)} images found: expected one to be the reference of the contours"
@@ -206,7 +208,7 @@ def _reference(reference: Any) -> _Reference:
         return _Reference(str(first.path.parent), grid.shape, grid.affine, identity)
     if isinstance(reference, Series):
         name = str(reference.files[0].parent if reference.n_files > 1 else reference.files[0])
-        if reference.problems and reference.kind == "dicom":
+        if reference.problems and reference.affine is None:
             raise GeometryError(reference.problems[0])
         if reference.affine is None or len(reference.shape) != 3:
             raise GeometryError(f"{name}: not a volume with geometry: contours need one")
@@ -284,7 +286,8 @@ def _check_identity(structures: _StructureSet, grid: _Reference, chosen: Sequenc
             return "frame of reference"
         where = "in another frame of reference" if same_study else "in another study and frame of reference"
         raise GeometryError(
-            f"{name} was drawn {where} than {grid.name} (ROI {other[0].name!r}): FrameOfReferenceUID (0020,0052) differs"
+            f"{name} was drawn {where} than {grid.name} (ROI {other[0].name!r}): "
+            "FrameOfReferenceUID (0020,0052) differs"
         )
     if same_study:
         return "study"
@@ -311,7 +314,9 @@ def _mask(path: Path, roi: _Roi, grid: _Reference) -> tuple[np.ndarray, dict[str
     to_ras = np.array([-1.0, -1.0, 1.0])
     # Rounding keeps points that lie on voxel centers from falling to either side by the noise of the inverse.
     contours = [np.round(points * to_ras @ inverse[:3, :3].T + inverse[:3, 3], 6) for points in unique.values()]
-    voxels = np.zeros(grid.shape, dtype=np.uint8)
+    # Slices lie together in memory, as in the image that `read_image` gives.
+    buffer = np.zeros(grid.shape[::-1], dtype=np.uint8)
+    voxels = buffer.transpose(2, 1, 0)
     if contours:
         sizes = np.linalg.norm(grid.affine[:3, :3], axis=0)
         spans = np.array([np.ptp(contour, axis=0) for contour in contours])
@@ -324,11 +329,11 @@ def _mask(path: Path, roi: _Roi, grid: _Reference) -> tuple[np.ndarray, dict[str
             )
         heights = np.array([contour[:, axis].mean() for contour in contours])
         planes, members = _planes(heights)
-        flat = [np.delete(contour, axis, axis=1) for contour in contours]
+        flat = [np.delete(contour, axis, axis=1)[:, ::-1] for contour in contours]
         slices = _planes_of_slices(planes, grid.shape[axis])
-        view = np.moveaxis(voxels, axis, 0)
+        view = np.moveaxis(buffer, 2 - axis, 0)
         for number, plane in slices.items():
-            view[number] = fill_even_odd([flat[i] for i in members[plane]], view.shape[1:])
+            fill_even_odd([flat[i] for i in members[plane]], view[number])
         half = max(0.5, _slab(planes) / 2)
         low, high = -half, grid.shape[axis] - 1 + half
         size = np.array(view.shape[1:])
@@ -392,22 +397,21 @@ def _planes_of_slices(planes: np.ndarray, count: int) -> dict[int, int]:
     return chosen
 
 
-def fill_even_odd(polygons: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """Return which pixel centers lie inside closed polygons, by the even-odd rule over all of them.
+def fill_even_odd(polygons: Sequence[np.ndarray], out: np.ndarray) -> None:
+    """Set the pixels whose centers lie inside closed polygons, by the even-odd rule over all of them.
 
     A center on an edge belongs to the polygon on its upper side along both axes, so that polygons that share an edge
     neither overlap nor leave a gap, and the two edges of a keyhole cancel exactly.
 
     Args:
         polygons: points × 2 each, in pixel coordinates (the center of the first pixel is 0, 0).
-        shape: pixels along the two axes.
-
-    Returns:
-        uint8 array of this shape, 1 inside.
+        out: uint8 array of two axes, zero; becomes 1 inside.
 
     Example:
         >>> square = np.array([[0.5, 0.5], [3.5, 0.5], [3.5, 2.5], [0.5, 2.5]])
-        >>> fill_even_odd([square], (5, 4))
+        >>> mask = np.zeros((5, 4), np.uint8)
+        >>> fill_even_odd([square], mask)
+        >>> mask
         array([[0, 0, 0, 0],
                [0, 1, 1, 0],
                [0, 1, 1, 0],
@@ -419,14 +423,19 @@ def fill_even_odd(polygons: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.
     # Every edge runs upwards, so that an edge walked twice crosses each line at the very same number.
     down = start[:, 0] > end[:, 0]
     start[down], end[down] = end[down], start[down]
-    first = np.clip(np.ceil(start[:, 0]), 0, shape[0]).astype(np.int64)
-    last = np.clip(np.ceil(end[:, 0]), 0, shape[0]).astype(np.int64)
+    first = np.clip(np.ceil(start[:, 0]), 0, out.shape[0]).astype(np.int64)
+    last = np.clip(np.ceil(end[:, 0]), 0, out.shape[0]).astype(np.int64)
     steps = last - first
     edge = np.repeat(np.arange(len(steps)), steps)
     line = np.arange(len(edge)) - np.repeat(np.cumsum(steps) - steps, steps) + first[edge]
     slope = (end[edge, 1] - start[edge, 1]) / (end[edge, 0] - start[edge, 0])
     crossing = start[edge, 1] + (line - start[edge, 0]) * slope
-    column = np.clip(np.ceil(np.round(crossing, 9)), 0, shape[1]).astype(np.int64)
-    flips = np.bincount(line * (shape[1] + 1) + column, minlength=shape[0] * (shape[1] + 1))
-    flips = flips.reshape(shape[0], shape[1] + 1)[:, : shape[1]]
-    return (np.cumsum(flips, axis=1) % 2).astype(np.uint8)
+    column = np.clip(np.ceil(np.round(crossing, 9)), 0, out.shape[1]).astype(np.int64)
+    if not len(line):
+        return
+    # Only the box around the polygons is worked on: an ROI is small in its image.
+    top, left = line.min(), column.min()
+    height, width = line.max() + 1 - top, column.max() - left
+    flips = np.bincount((line - top) * (width + 1) + column - left, minlength=height * (width + 1))
+    flips = (flips.reshape(height, width + 1)[:, :width] & 1).astype(np.uint8)
+    np.bitwise_xor.accumulate(flips, axis=1, out=out[top : top + height, left : left + width])

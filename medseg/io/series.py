@@ -166,8 +166,9 @@ def find_series(root: str | os.PathLike[str], *, progress: Callable[[int], None]
 def _dicom_series(items: list[Instance]) -> Series:
     first = items[0]
     problems: list[str] = []
-    if len({item.study_uid for item in items}) > 1 or len({item.patient_id for item in items}) > 1:
-        problems.append(f"{first.path.parent}: one SeriesInstanceUID with several studies or patients")
+    for keyword, values in (("StudyInstanceUID", "study_uid"), ("PatientID", "patient_id")):
+        if len({getattr(item, values) for item in items}) > 1:
+            problems.append(f"{first.path.parent}: the files of one SeriesInstanceUID have different {keyword}")
     files = tuple(item.path for item in items)
     shape: tuple[int, ...] = ()
     spacing: tuple[float, ...] = ()

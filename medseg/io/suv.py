@@ -8,6 +8,7 @@ decayed to the time that the images are corrected to.
 import datetime as dt
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from pydicom.dataset import Dataset
 
@@ -139,7 +140,7 @@ def _scan_start(ds: Dataset, half_life: float, name: str) -> dt.datetime:
     )
 
 
-def _required(ds: Dataset, keyword: str, tag: str, name: str) -> object:
+def _required(ds: Dataset, keyword: str, tag: str, name: str) -> Any:
     value = ds.get(keyword)
     if value is None or value == "" or (isinstance(value, Sequence) and not len(value)):
         raise MissingTagError(
