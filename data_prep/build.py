@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.identity import KeyFile, mask, safe_name
 from data_prep.recipes import recipe_class
-from data_prep.recipes.base import Case, Plan, Recipe, Selection
+from data_prep.recipes.base import Case, Plan, Recipe, Selection, Unpaired
 from data_prep.workers import WorkerDied, each
 from medseg.errors import ConfigError, DatasetError, MedsegError
-from medseg.io.atomic import atomic_write_text
+from medseg.io import atomic_write_text
 from medseg.version import __version__
 
 if TYPE_CHECKING:
@@ -139,7 +139,8 @@ def build_dataset(
         selection = recipe.select(source)
         progress.remove_task(task)
     if not selection.cases:
-        reasons = "; ".join(sorted({unpaired.why for unpaired in selection.unpaired}))
+        why = [mask(item.why, dict.fromkeys(item.files, "a file")) for item in selection.unpaired]
+        reasons = "; ".join(f"{count} x {reason}" for reason, count in Counter(why).most_common(3))
         raise DatasetError(f"{source}: nothing for the recipe {recipe.name} in it{f' ({reasons})' if reasons else ''}")
     new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
@@ -369,7 +370,7 @@ class _Build:
         strata = {name: self._stratum(name) for name in records}
         failed = self._failures()
         unpaired = [
-            (self._numbers_of(item.files), item.why, [self.relative[file] for file in item.files])
+            (self._numbers_of(item.files), self._why(item), [self.relative[file] for file in item.files])
             for item in self.selection.unpaired
         ]
         manifest = {
@@ -408,6 +409,7 @@ class _Build:
         for path in self.out.glob(".tmp-*"):
             path.unlink()
         shutil.rmtree(self.out / WORK, ignore_errors=True)
+        self.result.notes += self.recipe.audit({row["case"]: row for row in rows})
         self.result.failed = [problem for _, problem, _ in failed]
         show_names = self.keep_identifiers or not self.recipe.confidential
         self.result.unpaired = [
@@ -434,6 +436,9 @@ class _Build:
             trace = mask(failure.trace, numbered, self._words(case)) if failure.trace else ""
             failures.append((name, Problem(label, shown, self._numbers_of(case.files), trace), hidden))
         return failures
+
+    def _why(self, item: Unpaired) -> str:
+        return mask(item.why, {file: f"source {self.numbers[file]}" for file in item.files} | {self.source: "SOURCE"})
 
     def _words(self, case: Case) -> set[str]:
         with contextlib.suppress(Exception):  # a header that cannot be read holds no words to mask
@@ -560,7 +565,7 @@ def _read_strata(paths: Sequence[Path], id_column: str, stratum_column: str | No
             near = difflib.get_close_matches(id_column, table.columns, n=1)
             hint = f" (nearest: {near[0]})" if near else ""
             raise ConfigError(
-                f"--id-column: {path} has no column {id_column!r}{hint}; its columns: {', '.join(map(str, table.columns))}"
+                f"--id-column: {path} has no column {id_column!r}{hint}; it has {', '.join(map(str, table.columns))}"
             )
         if stratum_column not in table:
             continue
@@ -629,7 +634,12 @@ def _progress(console: "Console | None") -> "Iterator[Progress]":
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(
-        *columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=console is None, transient=True
+        *columns,
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=console is None or not console.is_terminal,
+        transient=True,
     ) as progress:
         yield progress
 

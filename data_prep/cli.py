@@ -42,8 +42,10 @@ def inspect(root: Path, as_json: bool, as_csv: bool, out: Path | None) -> None:
 def phantom(out: Path, patients: int, seed: int, image_size: int, slices: int) -> None:
     """Write a made-up head-and-neck PET/CT cohort as DICOM to OUT."""
     from data_prep.phantom import write_cohort
+    from data_prep.progress import progress_bar
 
-    write_cohort(out, patients=patients, seed=seed, image_size=image_size, slices=slices)
+    with progress_bar("Writing patients") as progress:
+        write_cohort(out, patients=patients, seed=seed, image_size=image_size, slices=slices, progress=progress)
 
 
 class _Recipes(Group):
@@ -162,7 +164,7 @@ def slices(
 
 @main.command()
 @click.argument("dataset", type=_PATH)
-@click.option("--jobs", type=click.IntRange(1), default=None, help="Cases at once.  [default: a process per core]")
+@click.option("--jobs", type=click.IntRange(1), default=None, help="Cases at once.  [default: one per core]")
 @click.pass_context
 def check(ctx: click.Context, dataset: Path, jobs: int | None) -> None:
     """Check DATASET for what would spoil a training; exit 1 when something is wrong."""

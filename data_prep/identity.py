@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import ConfigError, DatasetError
-from medseg.io.atomic import atomic_path
+from medseg.io import atomic_path
 
 #: Hexadecimal digits of a pseudonym: 64 bits, so that two patients of a million share one by chance of 1 in 10 million.
 DIGITS = 16
@@ -57,7 +57,7 @@ class KeyFile:
 
         Example:
             >>> KeyFile(Path("x.key"), b"secret").pseudonym("A-17")
-            '3cd66fa7b0e9b8f3'
+            '5e218d3123af0a4d'
         """
         return hmac.new(self.key, identifier.encode(), hashlib.sha256).hexdigest()[:DIGITS]
 
@@ -82,7 +82,7 @@ def safe_name(identifier: str) -> str:
         >>> safe_name("LUNG1-001")
         'LUNG1-001'
         >>> safe_name("../../etc/passwd")
-        '_.._etc_passwd-a0c8ba93'
+        '_.._etc_passwd-3754d6cb'
     """
     name = re.sub(r"[^A-Za-z0-9._-]", "_", identifier).lstrip(".-")
     if name == identifier and 0 < len(name) <= _LONGEST_NAME:
@@ -96,8 +96,7 @@ def mask(message: str, files: Mapping[Path, str], identifiers: Iterable[str] = (
     Args:
         message: as an error said it.
         files: what to call each file.
-        identifiers: words that tell who a patient is; those of one or two letters would blot out ordinary text and
-            are left.
+        identifiers: words that tell who a patient is; single letters are left.
 
     Example:
         >>> mask("/data/Doe/1.dcm: no weight for DOE", {Path("/data/Doe/1.dcm"): "source 7"}, ["Doe"])
@@ -114,8 +113,11 @@ def mask(message: str, files: Mapping[Path, str], identifiers: Iterable[str] = (
         if len(path.name) > 3 and path.name in text and path.name not in shown:
             text = text.replace(path.name, shown)
     words = {identifier.strip() for identifier in identifiers}
-    for word in sorted((word for word in words if len(word) > 2), key=len, reverse=True):
-        text = re.sub(re.escape(word), "[masked]", text, flags=re.IGNORECASE)
+    for word in sorted((word for word in words if len(word) > 1), key=len, reverse=True):
+        # A number is an identifier wherever it stands; a name only as a word ("Ed" is not in "edge").
+        anywhere = len(word) > 3 and any(map(str.isdigit, word))
+        pattern = re.escape(word) if anywhere else rf"(?<![^\W_]){re.escape(word)}(?![^\W_])"
+        text = re.sub(pattern, "[masked]", text, flags=re.IGNORECASE)
     return text
 
 

@@ -131,6 +131,10 @@ class Recipe(ABC):
             MedsegError: it cannot be made; the message becomes the case's line among the failures.
         """
 
+    def audit(self, columns: Mapping[str, Mapping[str, str]]) -> list[str]:
+        """What a person should know of the finished dataset, given the row of cases.csv of each case."""
+        return []
+
     def identifiers(self, case: Case) -> set[str]:
         """Words of the source that tell who the patient is; they are masked in every message."""
         return {case.patient, case.name}

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from medseg.data.splits import check_splits
 from medseg.errors import ConfigError, DatasetError
-from medseg.io.atomic import atomic_write_text
+from medseg.io import atomic_write_text
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
@@ -287,7 +287,7 @@ def write_case(
     Raises:
         DatasetError: a value that is no number in the image, or a value that ``labels`` does not name.
     """
-    from medseg.io.nifti import write_nifti
+    from medseg.io import write_nifti
 
     affine = np.asarray(image.affine, dtype=np.float64)
     pixels = np.asarray(image, dtype=np.float32)
