@@ -32,7 +32,9 @@ def slice_dataset(
             out=out,
             progress=progress,
         )
-    table = Table(title=f"{path.name}, {path.stat().st_size / 2**20:.1f} MiB", title_justify="left")
+    console = Console()
+    console.print(f"{path.name}, {path.stat().st_size / 2**20:.1f} MiB")
+    table = Table()
     for column in ("part", "cases", "slices", "size", "channels", "masks"):
         table.add_column(column, justify="left" if column == "part" else "right")
     for part in ("train", "val", "test"):
@@ -40,4 +42,4 @@ def slice_dataset(
         shape = "x".join(map(str, slices[0]["image"].shape[1:])) if len(slices) else ""
         labels = ", ".join(name for name, value in slices.labels.items() if value)
         table.add_row(part, str(len(slices.cases)), str(len(slices)), shape, ", ".join(slices.channel_names), labels)
-    Console().print(table)
+    console.print(table)

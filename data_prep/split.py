@@ -45,9 +45,11 @@ def split_dataset(
             )
     folder.write_split(splits)
     counts = split_table(splits, folder.cases)
-    table = Table(title=f"{folder.root.name}, split by patient with seed {seed}", title_justify="left")
+    console = Console()
+    console.print(f"{folder.root.name}, split by patient with seed {seed}")
+    table = Table()
     for column in counts.columns:
         table.add_column(column, justify="left" if column == "part" else "right")
     for row in counts.itertuples(index=False):
         table.add_row(*map(str, row))
-    Console().print(table)
+    console.print(table)

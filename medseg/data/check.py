@@ -3,19 +3,16 @@
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from medseg.data.folder import FILE_ENDING, DatasetFolder, pixel_hash
-from medseg.data.slices import source_hash, stored_source_hash
+from medseg.data.slices import in_order, source_hash, stored_source_hash
 from medseg.data.splits import find_split_errors
 from medseg.errors import DatasetError, LeakageError, MedsegError
 from medseg.io import read_image
@@ -59,7 +56,7 @@ def check_dataset(
     Args:
         root: the dataset folder.
         progress: called with (cases done, cases in all).
-        workers: processes that read cases; default: one per core.
+        workers: threads that read cases; default: one per core.
 
     Returns:
         the problems, sorted by case; an empty list when nothing wrong was found.
@@ -80,7 +77,7 @@ def check_dataset(
         for row in folder.cases.to_dict("records")
     ]
     findings = []
-    for finding in _map(_check_case, jobs, min(workers or len(os.sched_getaffinity(0)), len(jobs) or 1)):
+    for finding in in_order(_check_case, jobs, workers or len(os.sched_getaffinity(0))):
         findings.append(finding)
         if progress:
             progress(len(findings), len(jobs))
@@ -119,24 +116,6 @@ class _Finding:
 
     def add(self, what: str, advice: str) -> None:
         self.problems.append(Problem(self.case, what, advice))
-
-
-def _one_thread() -> None:
-    # OpenMP's threads do not live through a fork: torch in a forked worker must not look for them.
-    torch.set_num_threads(1)
-
-
-def _map(function: Callable[[_Job], _Finding], jobs: list[_Job], workers: int) -> Iterator[_Finding]:
-    if workers == 1:
-        yield from map(function, jobs)
-        return
-    with ProcessPoolExecutor(workers, initializer=_one_thread) as pool:
-        try:
-            yield from pool.map(function, jobs)
-        except BrokenProcessPool as error:
-            raise DatasetError(
-                "a process that read the cases was killed, perhaps for want of memory; use --jobs 1"
-            ) from error
 
 
 def _check_case(job: _Job) -> _Finding:

@@ -137,7 +137,7 @@ def write_slices(
             def read(entry: Mapping[str, Any], kept: str = keep[part]) -> "_Case":
                 return _read_case(entry, channels, foreground, axis, in_plane, kept)
 
-            for index, case in enumerate(_in_order(read, entries, workers)):
+            for index, case in enumerate(in_order(read, entries, workers)):
                 if direction and set(case.direction) != set(direction):
                     raise DatasetError(
                         f"{folder.root}: axis {axis} of case {case.name} runs {case.direction[1]}, that of the cases "
@@ -288,6 +288,24 @@ def stored_source_hash(path: str | os.PathLike[str]) -> tuple[int, str]:
         return int(json.loads(file.attrs["settings"])["fold"]), str(file.attrs["source_sha256"])
 
 
+def in_order(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
+    """Map in threads: results in the order of the items, and never more than ``workers`` of them waiting.
+
+    Threads do for reading cases: decompression, hashing and arithmetic on whole arrays run side by side in them.
+    """
+    pending: deque[Any] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 @dataclass(frozen=True)
 class _Case:
     name: str
@@ -390,21 +408,6 @@ def _common_size(cases: pd.DataFrame, axis: int) -> tuple[int, ...]:
 
 def _by(shape: Sequence[int]) -> str:
     return "x".join(str(int(edge)) for edge in shape)
-
-
-def _in_order(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
-    """Map in threads, results in the order of the items, never more than `workers` of them waiting."""
-    pending: deque[Any] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) > workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _create(group: h5py.Group, size: tuple[int, ...], c: int, m: int, compression: str | None) -> None:
