@@ -567,7 +567,7 @@ class _Study:
         return generate_uid(entropy_srcs=[repr(key)])
 
     def header(
-        self, sop_class: str, modality: str, number: int, description: str, moment: datetime.datetime
+        self, sop_class: UID, modality: str, number: int, description: str, moment: datetime.datetime
     ) -> Dataset:
         p, ds = self.patient, Dataset()
         ds.file_meta = FileMetaDataset()
@@ -622,7 +622,8 @@ class _Study:
         names = self.rng.permutation(grid.shape[2]) + 1
         instances = self.rng.permutation(grid.shape[2]) + 1
         uids = [self.uid(ds.Modality, k) for k in range(grid.shape[2])]
-        for k, (uid, name, instance) in enumerate(zip(uids, names, instances, strict=True)):
+        for k, (name, instance) in enumerate(zip(names, instances, strict=True)):
+            uid = uids[k]
             height = grid.origin[2] + k * grid.spacing[2]
             ds.SOPInstanceUID = uid
             ds.file_meta.MediaStorageSOPInstanceUID = uid
