@@ -45,6 +45,10 @@ _SHOWN = (
 )
 
 
+class DicomIndexError(ReadError):
+    """A DICOMDIR: sound, yet no object of its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plane:
     """Where one frame lies, in DICOM's own LPS millimetres. None stands for an absent attribute."""
@@ -107,7 +111,9 @@ def read_instance(
         )
         if "SOPClassUID" not in dataset and "Rows" not in dataset:
             if "DirectoryRecordSequence" in dataset:
-                raise ReadError(f"{source}: a DICOMDIR, an index of other files: give the folder of the series itself")
+                raise DicomIndexError(
+                    f"{source}: a DICOMDIR, an index of other files: give the folder of the series itself"
+                )
             raise ReadError(f"{source}: not a DICOM image: it has neither SOPClassUID nor Rows")
         instance = _instance(source, dataset)
     except MedsegError:
@@ -265,19 +271,20 @@ def assemble(instances: Sequence[Instance]) -> Grid:
     spacing = np.array([plane.spacing for plane in planes], dtype=np.float64)
     position = np.array([plane.position for plane in planes], dtype=np.float64)
 
-    typical = np.median(orientation, axis=0)
-    off = np.abs(orientation - typical).max(axis=1)
+    off = np.abs(orientation - _commonest(orientation)).max(axis=1)
     if off.max() > 1e-3:
         raise GeometryError(
-            f"{where}: slices of different orientation ({int((off > 1e-3).sum())} of {len(planes)} differ, "
-            f"such as {name(int(off.argmax()))}): set localizers and other views apart"
+            f"{where}: slices of different orientation ({int((off > 1e-3).sum())} of {len(planes)} differ from the "
+            f"others, such as {name(int(off.argmax()))}): set localizers and other views apart"
         )
-    off = np.abs(spacing - np.median(spacing, axis=0)).max(axis=1)
-    if off.max() > 1e-3 * float(np.median(spacing)):
+    typical = _commonest(spacing)
+    off = np.abs(spacing - typical).max(axis=1)
+    # Over a row of a thousand pixels this is a hundredth of a pixel.
+    if off.max() > 1e-5 * float(np.abs(typical).max()):
         slot = int(off.argmax())
         raise GeometryError(
             f"{where}: slices of different pixel spacing ({name(slot)} has {spacing[slot][0]:g} × {spacing[slot][1]:g} "
-            f"mm, most have {np.median(spacing, axis=0)[0]:g} × {np.median(spacing, axis=0)[1]:g} mm)"
+            f"mm, most have {typical[0]:g} × {typical[1]:g} mm)"
         )
     row, column = orientation[0, :3], orientation[0, 3:]
     lengths = np.linalg.norm(row), np.linalg.norm(column)
@@ -392,7 +399,7 @@ def read_volume(instances: Sequence[Instance], *, pet_units: str = "SUVbw") -> V
         for (frame, slot), pixels in zip(frames, _decode(item, [frame for frame, _ in frames]), strict=True):
             if pixels.shape[:2] != (rows, columns):
                 raise ReadError(f"{item.path}: pixels of {pixels.shape}, expected {rows} rows and {columns} columns")
-            units.add(_rescale(ds, item.modality, frame, pixels, stack[slot]))
+            units.add(_rescale(item, frame, pixels, stack[slot]))
             if pet is not None:
                 stack[slot] *= np.float32(pet)
         _forget_pixels(ds)
@@ -424,6 +431,11 @@ def _decode(item: Instance, frames: list[int]) -> Iterator[np.ndarray]:
                 pydicom.uid.ImplicitVRLittleEndian if ds.original_encoding[0] else pydicom.uid.ExplicitVRLittleEndian
             )
         decoder = get_decoder(syntax)
+        if not decoder.is_available:
+            raise ReadError(
+                f"{item.path}: its pixels cannot be decoded: no decoder for {syntax.name} is at work here; install "
+                "python-gdcm, pyjpegls, pylibjpeg-openjpeg and pylibjpeg-rle"
+            )
         for pixels, _ in decoder.iter_array(ds, indices=frames, raw=False):
             if ds.PhotometricInterpretation == "PALETTE COLOR":
                 pixels = apply_color_lut(pixels, ds)
@@ -437,12 +449,13 @@ def _decode(item: Instance, frames: list[int]) -> Iterator[np.ndarray]:
         raise ReadError(f"{item.path}: its pixels cannot be decoded ({kind}, {type(error).__name__})") from error
 
 
-def _rescale(ds: Dataset, modality: str, frame: int, pixels: np.ndarray, out: np.ndarray) -> str:
+def _rescale(item: Instance, frame: int, pixels: np.ndarray, out: np.ndarray) -> str:
     """Write the values of one frame into ``out`` [rows, columns, channels]; return their unit."""
     if pixels.ndim == 3:
         out[...] = pixels
         return "stored"
-    quantity = modality in ("CT", "PT", "NM", "MR")
+    ds = _dataset(item)
+    quantity = item.modality in ("CT", "PT", "NM", "MR")
     if not quantity and ds.get("PhotometricInterpretation") == "MONOCHROME1":
         # In MONOCHROME1 the lowest value is shown white. Quantities keep their values, pictures get white high.
         bits = int(ds.BitsStored)
@@ -461,12 +474,12 @@ def _rescale(ds: Dataset, modality: str, frame: int, pixels: np.ndarray, out: np
         return "stored"
     if slope is None or intercept is None:
         absent = "RescaleSlope (0028,1053)" if slope is None else "RescaleIntercept (0028,1052)"
-        raise MissingTagError(f"{absent} is missing or unusable although its partner is present: values are unknown")
+        raise MissingTagError(f"{item.path}: {absent} is missing or unusable although its partner is present")
     if slope[0] != 1:
         out *= np.float32(slope[0])
     if intercept[0] != 0:
         out += np.float32(intercept[0])
-    kind = str(source.get("RescaleType") or ("HU" if modality == "CT" else "stored"))
+    kind = str(source.get("RescaleType") or ("HU" if item.modality == "CT" else "stored"))
     return "stored" if kind == "US" else kind
 
 
@@ -481,7 +494,7 @@ def _check_promise(instances: Sequence[Instance], voxels: int) -> None:
     for item in instances:
         ds = _dataset(item)
         syntax = ds.file_meta.get("TransferSyntaxUID") if hasattr(ds, "file_meta") else None
-        if syntax is None or syntax.is_compressed:
+        if syntax is None or syntax.is_compressed or syntax.is_deflated:
             continue
         needed = item.rows * item.columns * len(item.planes) * (_integer(ds, "BitsAllocated") or 8) // 8
         if needed > item.path.stat().st_size:
@@ -508,6 +521,12 @@ def _forget_pixels(ds: Dataset) -> None:
 def _where(instances: Sequence[Instance]) -> str:
     first = instances[0].path
     return str(first) if len(instances) == 1 else str(first.parent)
+
+
+def _commonest(rows: np.ndarray) -> np.ndarray:
+    """Return the row that occurs most often, up to rounding."""
+    _, first, counts = np.unique(np.round(rows, 4), axis=0, return_index=True, return_counts=True)
+    return rows[first[counts.argmax()]]
 
 
 def _odd_one(values: list[Any]) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import GeometryError, ReadError
-from .kinds import kind_of, read_start
+from .kinds import claimed_kind, kind_by_content, kind_of, read_start
 from .volume import Volume
 
 if TYPE_CHECKING:
@@ -117,22 +117,25 @@ def _load_dicom(paths: Sequence[Path], pet_units: str) -> Volume:
 
 
 def _load_folder(folder: Path, pet_units: str) -> Volume:
-    from .dicom import quiet, read_instance, read_volume
+    from .dicom import DicomIndexError, quiet, read_instance, read_volume
     from .series import walk
 
     with quiet():
         instances, others, damaged = [], 0, []
         for path in walk(folder):
+            start = read_start(path)
+            kind = kind_by_content(start)
+            if kind is None and claimed_kind(path) != "dicom":
+                continue
             try:
-                if kind_of(path) != "dicom":
+                if kind_of(path, start) != "dicom":
                     others += 1
                     continue
                 instances.append(read_instance(path, pixels=True, force=True))
+            except DicomIndexError:
+                continue
             except ReadError as error:
-                from .kinds import claimed_kind
-
-                if claimed_kind(path) == "dicom":
-                    damaged.append(str(error))
+                damaged.append(str(error))
         images: dict[str, list] = {}
         for item in instances:
             if item.is_image:

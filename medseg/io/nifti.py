@@ -79,6 +79,8 @@ def read_nifti(path: Path) -> Volume:
     """
     header, problems = read_nifti_header(path)
     image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    if not _is_single(header):
+        raise ReadError(f"{path}: one half of a pair .hdr/.img: expected a single .nii or .nii.gz")
     dtype = header.get_data_dtype()
     if dtype.kind == "c":
         raise ReadError(f"{path}: holds complex values ({dtype}): expected a real image")
@@ -94,7 +96,7 @@ def read_nifti(path: Path) -> Volume:
                 raise EOFError
             image = image_class.from_bytes(content)
         else:
-            image = nib.load(path)
+            image = image_class.from_filename(path)
         if dtype.fields:  # RGB24 and RGBA32
             colors = np.asanyarray(image.dataobj)
             voxels = np.stack([colors[name] for name in dtype.names], axis=0).astype(np.float32)
@@ -207,7 +209,7 @@ def _spatial(shape: tuple[int, ...], path: Path) -> tuple[int, ...]:
 
 def _is_single(header: Any) -> bool:
     """Whether header and voxels share one file (a pair .hdr/.img does not)."""
-    return bytes(header["magic"])[:2] in (b"n+",)
+    return bytes(header["magic"]).startswith(b"n+")
 
 
 def _is_gzip(path: Path) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import MedsegError, ReadError
-from .dicom import Instance, assemble, quiet, read_instance
+from .dicom import DicomIndexError, Instance, assemble, quiet, read_instance
 from .kinds import claimed_kind, kind_by_content, kind_of, read_start
 
 
@@ -152,10 +152,11 @@ def find_series(root: str | os.PathLike[str], *, progress: Callable[[int], None]
                     groups.setdefault(item.series_uid or str(path), []).append(item)
                 else:
                     found.append(_file_series(path, kind))
+            except DicomIndexError:
+                continue
             except MedsegError as error:
-                if path.name != "DICOMDIR":
-                    kind = claimed_kind(path) or "dicom"
-                    found.append(Series(kind=kind, files=(path,), description=path.name, problems=(str(error),)))
+                kind = claimed_kind(path) or "dicom"
+                found.append(Series(kind=kind, files=(path,), description=path.name, problems=(str(error),)))
             finally:
                 if progress:
                     progress(count)

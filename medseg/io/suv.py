@@ -7,6 +7,7 @@ decayed to the time that the images are corrected to.
 
 import datetime as dt
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -103,8 +104,14 @@ def _suv_per_bqml(ds: Dataset, name: str) -> float:
 
 
 def _injection(ds: Dataset, radio: Dataset, scan: dt.datetime, name: str) -> dt.datetime:
-    if moment := _moment(radio.get("RadiopharmaceuticalStartDateTime")):
-        return moment
+    value = radio.get("RadiopharmaceuticalStartDateTime")
+    if moment := _moment(value):
+        offset = _offset(value)
+        if offset is None or offset == (local := str(ds.get("TimezoneOffsetFromUTC") or "")):
+            return moment
+        if local:
+            return moment - _as_delta(offset) + _as_delta(local)
+        # With an offset of its own and none for the scan, the two clocks cannot be compared.
     time = _time(radio.get("RadiopharmaceuticalStartTime"))
     if time is None:
         raise MissingTagError(
@@ -198,7 +205,7 @@ def _time(value: object) -> dt.time | None:
 
 
 def _moment(value: object) -> dt.datetime | None:
-    """Parse DICOM's DT, YYYYMMDDHHMMSS.FFFFFF&ZZXX; an offset from UTC is dropped, as times of a series share it."""
+    """Parse DICOM's DT, YYYYMMDDHHMMSS.FFFFFF&ZZXX, without its offset from UTC."""
     text = value.decode("ascii", "ignore") if isinstance(value, bytes) else str(value or "")
     text = text.strip(" \0").split("+")[0].split("-")[0]
     time = _time(text[8:])
@@ -207,3 +214,14 @@ def _moment(value: object) -> dt.datetime | None:
     except ValueError:
         return None
     return None if time is None else dt.datetime.combine(day, time)
+
+
+def _offset(value: object) -> str | None:
+    """Return the offset from UTC that a DT ends in, such as ``+0100``."""
+    match = re.search(r"[+-]\d{4}$", str(value or "").strip(" \0"))
+    return match.group() if match else None
+
+
+def _as_delta(offset: str) -> dt.timedelta:
+    minutes = int(offset[1:3]) * 60 + int(offset[3:5])
+    return dt.timedelta(minutes=-minutes if offset[0] == "-" else minutes)
