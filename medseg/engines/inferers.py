@@ -33,7 +33,7 @@ class AutocastInferer(Inferer):
         super().__init__()
         self.inferer = inferer
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """Return `inferer(inputs, network)` as float32, shape (batch, classes, spatial...)."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
@@ -13,6 +12,12 @@ from monai.utils import CommonKeys
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
+
+
+def current_loss(trainer: Engine) -> float:
+    """Return the loss of the iteration that a trainer has just done, whether its output was decollated or not."""
+    output = trainer.state.output
+    return (output[0] if isinstance(output, list) else output)[CommonKeys.LOSS].item()
 
 
 class MetricsLog:
@@ -50,8 +55,7 @@ class MetricsLog:
 
     def iteration(self, trainer: Engine) -> None:
         """Note loss and learning rate."""
-        output = trainer.state.output
-        self.add("train", "loss", float((output[0] if isinstance(output, list) else output)[CommonKeys.LOSS]))
+        self.add("train", "loss", current_loss(trainer))
         self.add("train", "learning_rate", float(self.optimizer.param_groups[0]["lr"]))
 
     def validated(self, validator: Engine) -> None:
@@ -151,9 +155,7 @@ class TerminalProgress:
 
     def iteration(self, trainer: Engine) -> None:
         """Move the bar on."""
-        output: Any = trainer.state.output
-        loss = float((output[0] if isinstance(output, list) else output)[CommonKeys.LOSS])
-        self.progress.update(self.task, completed=trainer.state.iteration, loss=loss)
+        self.progress.update(self.task, completed=trainer.state.iteration, loss=current_loss(trainer))
 
     def validated(self, validator: Engine) -> None:
         """Print the metrics."""

@@ -180,7 +180,7 @@ class Scores:
         table = table[first + [c for c in table.columns if c not in first]]
         table["slice"] = table["slice"].astype("Int64")
         if path.is_file():
-            old = pd.read_csv(path, dtype={"case": str, "patient": str, "slice": "Int64"})
+            old = pd.read_csv(path, dtype={"case": str, "patient": str}).astype({"slice": "Int64"})
             table = pd.concat([old[old["split"] != self.split], table])
         with atomic_path(path) as temporary:
             table.to_csv(temporary, index=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,12 @@ from ignite.handlers import EarlyStopping, EMAHandler
 from monai.engines import Evaluator, SupervisedTrainer
 from monai.handlers import LrScheduleHandler, ValidationHandler
 from monai.inferers import Inferer, SimpleInferer
-from monai.utils import CommonKeys
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from medseg.engines.checkpoint import Checkpoints
 from medseg.engines.inferers import AutocastInferer, has_fast_bfloat16
-from medseg.engines.logs import ImageLog, MetricsLog, TerminalProgress
+from medseg.engines.logs import ImageLog, MetricsLog, TerminalProgress, current_loss
 from medseg.errors import ConfigError, TrainingError
 
 
@@ -105,7 +105,7 @@ def segmentation_trainer(
         average.attach(trainer)
         model = average.ema_model
         if validator is not None:
-            validator.network = model  # type: ignore[attr-defined]
+            validator.network = model
     if lr_scheduler is not None:
         LrScheduleHandler(lr_scheduler, print_lr=False, epoch_level=False).attach(trainer)
 
@@ -148,10 +148,9 @@ def segmentation_trainer(
 
 def _refuse_nan(trainer: Engine) -> None:
     """End the training where its loss is no longer a number, before a checkpoint of it is kept."""
-    output = trainer.state.output
-    loss = (output[0] if isinstance(output, list) else output)[CommonKeys.LOSS]
-    if not bool(torch.isfinite(loss)):
+    loss = current_loss(trainer)
+    if not math.isfinite(loss):
         raise TrainingError(
-            f"iteration {trainer.state.iteration}: the loss is {float(loss)}, expected a finite number; "
+            f"iteration {trainer.state.iteration}: the loss is {loss}, expected a finite number; "
             "lower the learning rate, or look for NaN in the images with data_prep check"
         )
