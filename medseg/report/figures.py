@@ -153,10 +153,10 @@ def dice_histogram(dice: Mapping[str, ArrayLike], bins: int = 20, xlabel: str = 
             finite = _finite(values)
             color = RUN_COLORS[number % len(RUN_COLORS)]
             axes.grid(True, axis="y")
-            # Rounding first, so that 0.3 (0.1 + 0.2) falls into the bar that begins at 0.3.
+            # Rounded, so that 0.1 + 0.2 falls into the bar that begins at 0.3.
             axes.hist(
                 np.round(finite, 9),
-                bins=np.linspace(0, 1, bins + 1),
+                bins=np.round(np.linspace(0, 1, bins + 1), 9),
                 color=color,
                 alpha=0.75,
                 edgecolor="white",
@@ -315,8 +315,8 @@ def slice_pictures(
     """The slices of one case with both outlines (truth blue, prediction orange), a row per channel in each block.
 
     A channel whose values lie within 0 and 1 (a windowed CT) is shown from 0 to 1. PET is shown from 0 to its limit
-    with a square-root gray scale: as an exponent of 1/10 would, it keeps faint uptake visible, but it still tells hot from
-    warm. Any other channel is shown between its first and 99th percentile. Several labels differ in line style.
+    with a square-root gray scale: as an exponent of 1/10 would, it keeps faint uptake visible, but it still tells hot
+    from warm. Any other channel is shown between its first and 99th percentile. Several labels differ in line style.
 
     Args:
         pictures: the slices, see `read_pictures`.
@@ -338,7 +338,7 @@ def slice_pictures(
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         values = [int(value) for value in np.union1d(pictures.label, pictures.pred) if value > 0]
-        styles = {value: LINE_STYLES[number % len(LINE_STYLES)] for number, value in enumerate(values)}
+        styles = {value: LINE_STYLES[(value - 1) % len(LINE_STYLES)] for value in values}
         shown = [_shown(pictures.image[channel], name, limits) for channel, name in enumerate(pictures.channel_names)]
         for position in range(count):
             block, column = divmod(position, columns)
