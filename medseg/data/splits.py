@@ -217,7 +217,7 @@ def _stratum_values(cases: pd.DataFrame, column: str) -> pd.Series:
 
 
 def _strata(cases: pd.DataFrame, column: str | None) -> dict[str, list[str]]:
-    """Patients, sorted, of every stratum, sorted."""
+    """Patients of every stratum; the strata are sorted."""
     for needed in ("case", "patient"):
         if needed not in cases.columns:
             raise DatasetError(f"cases: the column {needed!r} is missing")
@@ -234,8 +234,8 @@ def _strata(cases: pd.DataFrame, column: str | None) -> dict[str, list[str]]:
                 "a patient has one stratum: correct cases.csv or choose another column"
             )
     strata: dict[str, list[str]] = {stratum: [] for stratum in sorted(set(stratum_of.values()))}
-    for patient in sorted(stratum_of):
-        strata[stratum_of[patient]].append(patient)
+    for patient, stratum in stratum_of.items():
+        strata[stratum].append(patient)
     if column and list(strata) == [""]:
         raise DatasetError(f"cases: the column {column!r} is empty, so there is nothing to stratify by")
     if len(strata) == len(stratum_of) > 2:

@@ -208,6 +208,17 @@ def test_workers_read_what_one_process_reads(store, context):
         assert torch.equal(torch.cat([batch[name] for batch in batches]), torch.stack(alone))
 
 
+def test_a_forked_process_does_not_read_through_its_parents_handle(store):
+    slices = SliceDataset(store, "test")
+    _ = slices[0]
+    inherited = slices._file
+    child = os.fork()
+    if not child:
+        _ = slices[0]
+        os._exit(slices._file is inherited)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_pickling_and_closing_keep_the_dataset_usable(store):
     slices = SliceDataset(store, "val")
     image = slices[0]["image"]
