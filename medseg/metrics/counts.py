@@ -70,7 +70,7 @@ def confusion_counts(pred: Tensor | np.ndarray, truth: Tensor | np.ndarray, powe
         positive, true = (a.pow(power).sum(axes), b.pow(power).sum(axes)) if power != 1 else (a.sum(axes), b.sum(axes))
     else:
         a, b = _mask(a, "prediction"), _mask(b, "truth")
-        tp, positive, true = (a & b).sum(axes), a.sum(axes), b.sum(axes)
+        tp, positive, true = _count(a & b), _count(a), _count(b)
     fp, fn = positive - tp, true - tp
     tn = a[0, 0].numel() - tp - fp - fn
     counts = (tp, fp, tn, fn)
@@ -82,6 +82,12 @@ def _plain(values: Tensor | np.ndarray) -> Tensor:
         # torch knows neither a negative stride nor the other byte order.
         return torch.from_numpy(np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("=")))
     return values if type(values) is Tensor else values.as_subclass(Tensor)
+
+
+def _count(mask: Tensor) -> Tensor:
+    if mask.device.type == "cpu":  # where NumPy counts booleans many times faster than torch sums them
+        return torch.as_tensor(np.count_nonzero(mask.numpy(), axis=tuple(range(2, mask.ndim))))
+    return mask.flatten(2).sum(-1)
 
 
 def _mask(values: Tensor, name: str) -> Tensor:

@@ -49,10 +49,15 @@ def test_distances_are_in_millimeters_along_the_right_axis():
         assert row["surface_dice"] < 1
 
 
-@given(st.integers(0, 1000), st.tuples(*[st.sampled_from([0.7, 1.0, 3.0])] * 3))
+@given(
+    st.integers(0, 1000),
+    st.tuples(*[st.sampled_from([0.7, 1.0, 3.0])] * 3),
+    st.sampled_from([(14, 12, 10), (5, 12, 10), (4, 5, 6)]),
+)
 @settings(max_examples=15, deadline=None)
-def test_surface_scores_against_distance_transforms(seed, spacing):
-    pred, truth = blob(seed), blob(seed + 1)
+def test_surface_scores_against_distance_transforms(seed, spacing, shape):
+    """Also where the blobs are cut by the border of the image."""
+    pred, truth = blob(seed, shape), blob(seed + 1, shape)
     [row] = case_scores(pred, truth, spacing, {"blob": 1}, tolerance_mm=1.5)
     edges = [mask & ~binary_erosion(mask) for mask in (pred.astype(bool), truth.astype(bool))]
     there = distance_transform_edt(~edges[1], sampling=spacing)[edges[0]]

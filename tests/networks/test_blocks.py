@@ -37,6 +37,10 @@ def test_conv_act_norm_without_activation_and_norm_is_the_convolution():
 def test_pre_activation_residual_follows_algorithm_2_2():
     torch.manual_seed(0)
     layer = PreActResidual(2, 3, 5, strides=2).eval()
+    for module in layer.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2)
     x = torch.randn(2, 3, 9, 9)
     parts = dict(layer.named_modules())
     bn1, conv1 = parts["residual.0.0.N"], parts["residual.0.1.conv"]

@@ -5,11 +5,13 @@ import torch
 from monai.bundle import ConfigParser
 from monai.networks import convert_to_torchscript
 from monai.networks.blocks import Convolution, ResidualUnit
+from monai.networks.blocks.dynunet_block import UnetResBlock
 from torch import nn
 
 from medseg.errors import ConfigError
 from medseg.networks import (
     ConvActNorm,
+    Head,
     InterpolateConv,
     MaxPool,
     PreActResidual,
@@ -42,14 +44,17 @@ VARIANTS = {
     "residual units of MONAI": partial(
         UNet, 3, 1, 3, channels=(4, 8), layers=1, block=partial(ResidualUnit, norm="BATCH"), down=MaxPool
     ),
-    "kernels that do not overlap": partial(
+    "thin at full size, for small volumes on a CPU": partial(
         UNet,
         3,
         1,
-        2,
-        channels=(4, 8),
-        down=partial(ConvActNorm, kernel_size=2, padding=0),
-        up=partial(TransposedConv, kernel_size=None),
+        3,
+        channels=(2, 8, 16),
+        layers=(1, 1, 1),
+        block=partial(UnetResBlock, kernel_size=3, stride=1, norm_name="batch"),
+        down=partial(CONV_NORM_ACT, kernel_size=2, padding=0),
+        up=partial(TransposedConv, kernel_size=None, act=None, norm=None),
+        head=partial(Head, kernel_size=1),
     ),
 }
 
