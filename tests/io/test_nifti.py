@@ -65,7 +65,8 @@ def test_the_same_image_gives_the_same_bytes_whatever_the_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("shape", "stored"), [((1, 4, 5, 6), (4, 5, 6)), ((2, 4, 5, 6), (4, 5, 6, 2)), ((3, 4, 5), (4, 5, 1, 3)), ((1, 4, 5), (4, 5))]
+    ("shape", "stored"),
+    [((1, 4, 5, 6), (4, 5, 6)), ((2, 4, 5, 6), (4, 5, 6, 2)), ((3, 4, 5), (4, 5, 1, 3)), ((1, 4, 5), (4, 5))],
 )
 def test_a_metatensor_is_channel_first(tmp_path, shape, stored):
     write_nifti(MetaTensor(torch.zeros(shape, dtype=torch.uint8), affine=torch.as_tensor(AFFINE)), tmp_path / "x.nii")
