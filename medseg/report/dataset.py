@@ -19,7 +19,7 @@ from ..io.atomic import atomic_path
 from .figures import ORANGE, SKY, VERMILLION, distribution_plot
 from .page import data_uri, embed, environment
 
-LABEL_COLORS = (ORANGE, SKY, VERMILLION, "#F0E442", "#009E73", "#CC79A7")
+LABEL_COLORS = (VERMILLION, SKY, ORANGE, "#F0E442", "#009E73", "#CC79A7")
 SOFT_TISSUE = (-160.0, 240.0)  # HU: center 40, width 400
 HEIGHT = 150  # pixels of a picture
 VOLUME = "volume_ml_"
