@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from data_prep.identity import KeyFile, mask, safe_name
 from data_prep.recipes import recipe_class
 from data_prep.recipes.base import Case, Plan, Recipe, Selection, Unpaired
-from data_prep.workers import WorkerDied, each
+from data_prep.workers import WorkerDied, Workers
 from medseg.errors import ConfigError, DatasetError, MedsegError
 from medseg.io import atomic_write_text
 from medseg.version import __version__
@@ -139,14 +139,14 @@ def build_dataset(
         selection = recipe.select(source)
         progress.remove_task(task)
     if not selection.cases:
-        why = [mask(item.why, dict.fromkeys(item.files, "a file")) for item in selection.unpaired]
+        why = [mask(item.why, dict.fromkeys(item.files, "a file"), root=source) for item in selection.unpaired]
         reasons = "; ".join(f"{count} x {reason}" for reason, count in Counter(why).most_common(3))
         raise DatasetError(f"{source}: nothing for the recipe {recipe.name} in it{f' ({reasons})' if reasons else ''}")
     new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with _lock(out):
-            build = _Build(recipe, source, out, selection, jobs, keep_identifiers, console, key)
+        with _lock(out), Workers(jobs) as workers:
+            build = _Build(recipe, source, out, selection, workers, keep_identifiers, console, key)
             build.strata, build.clinical = strata, [Path(path).absolute() for path in clinical]
             return build.run(report)
     finally:
@@ -164,13 +164,13 @@ class _Build:
         source: Path,
         out: Path,
         selection: Selection,
-        jobs: int,
+        workers: Workers,
         keep_identifiers: bool,
         console: "Console | None",
         key: str | Path | None,
     ) -> None:
         self.recipe, self.source, self.out, self.selection = recipe, source, out, selection
-        self.jobs, self.keep_identifiers, self.console = jobs, keep_identifiers, console
+        self.workers, self.keep_identifiers, self.console = workers, keep_identifiers, console
         self.key_path = out.with_name(out.name + ".key")
         self.key_is_new = not self.key_path.exists()
         self.key = KeyFile.open(self.key_path, Path(key) if key is not None else None)
@@ -252,7 +252,7 @@ class _Build:
         expected = [self.out / name for record in old.values() for name in record.get("files", {})]
         self.hashes: dict[Path, str] = {}
         self.unreadable: dict[Path, str] = {}
-        with _progress(self.console) as progress, ThreadPoolExecutor(self.jobs) as pool:
+        with _progress(self.console) as progress, ThreadPoolExecutor(self.workers.jobs) as pool:
             task = progress.add_task("comparing with the sources", total=len(self.numbers) + len(expected))
             for file, digest in pool.map(_file_hash, [*self.numbers, *expected]):
                 if isinstance(digest, OSError):
@@ -289,7 +289,7 @@ class _Build:
                 todo.append((name, (self.recipe, case)))
         with _progress(self.console) as progress:
             task = progress.add_task("surveying the cases", total=len(todo), visible=bool(todo))
-            for name, answer in each(_survey, todo, self.jobs):
+            for name, answer in self.workers.each(_survey, todo):
                 if isinstance(answer, _Failure | WorkerDied):
                     self.broken[name] = _as_failure(answer)
                 else:
@@ -341,7 +341,7 @@ class _Build:
         tasks = [(name, (self.recipe, self.cases[name], plan, self.out, name)) for name in todo]
         with _progress(self.console) as progress:
             task = progress.add_task("building", total=len(self.cases), completed=len(self.cases) - len(todo))
-            for name, answer in each(_make_case, tasks, self.jobs):
+            for name, answer in self.workers.each(_make_case, tasks):
                 if isinstance(answer, _Failure | WorkerDied):
                     failure = _as_failure(answer)
                     if failure.disk is not None:
@@ -368,6 +368,11 @@ class _Build:
         for record, case in ((records[name], self.cases[name]) for name in records):
             record["sources"] = list(self._numbers_of(case.files))  # numbers shift when the source gains a file
         strata = {name: self._stratum(name) for name in records}
+        nameless = {self.patients[name] for name, stratum in strata.items() if stratum == UNKNOWN}
+        if nameless:
+            self.result.notes.append(
+                f"{len(nameless)} patient(s) have no value in the clinical tables: their stratum is {UNKNOWN!r}"
+            )
         failed = self._failures()
         unpaired = [
             (self._numbers_of(item.files), self._why(item), [self.relative[file] for file in item.files])
@@ -428,17 +433,17 @@ class _Build:
         for name, failure in sorted(self.broken.items()):
             case = self.cases[name]
             numbered = {file: f"source {self.numbers[file]}" for file in case.files}
-            hidden = mask(failure.message, numbered | {self.source: "SOURCE"}, self._words(case))
+            hidden = mask(failure.message, numbered, self._words(case), root=self.source)
             label, shown = name, hidden
             if self.keep_identifiers or not self.recipe.confidential:
-                shown = mask(failure.message, {file: self.relative[file] for file in case.files})
+                shown = mask(failure.message, {file: self.relative[file] for file in case.files}, root=self.source)
                 label = name if name == case.name else f"{name} ({case.name})"
             trace = mask(failure.trace, numbered, self._words(case)) if failure.trace else ""
             failures.append((name, Problem(label, shown, self._numbers_of(case.files), trace), hidden))
         return failures
 
     def _why(self, item: Unpaired) -> str:
-        return mask(item.why, {file: f"source {self.numbers[file]}" for file in item.files} | {self.source: "SOURCE"})
+        return mask(item.why, {file: f"source {self.numbers[file]}" for file in item.files}, root=self.source)
 
     def _words(self, case: Case) -> set[str]:
         with contextlib.suppress(Exception):  # a header that cannot be read holds no words to mask
@@ -459,10 +464,7 @@ class _Build:
                 self.key_path.unlink(missing_ok=True)
 
     def _report(self) -> None:
-        try:  # FIXME until the report exists
-            from medseg.report import dataset_report
-        except (ImportError, AttributeError):
-            return
+        from medseg.report import dataset_report
 
         with _progress(self.console) as progress:
             progress.add_task("writing report.html", total=None)
@@ -713,7 +715,7 @@ def _run(recipe: Recipe, source: Path, out: Path, **given: Any) -> None:
     for problem in result.failed:
         click.echo(f"failed: {problem.case}: {problem.what}", err=True)
         context = click.get_current_context(silent=True)
-        if problem.trace and context is not None and context.meta.get("data_prep.debug"):
+        if problem.trace and context is not None and context.meta.get("debug"):
             click.echo(problem.trace, err=True)
     for note in result.notes:
         click.echo(f"note: {note}", err=True)

@@ -62,7 +62,8 @@ class _Recipes(Group):
         try:
             return recipe_command(cmd_name, Command)
         except ConfigError as error:
-            raise click.UsageError(str(error), ctx) from None
+            message = str(error)
+        raise click.UsageError(message, ctx)
 
 
 @main.group(cls=_Recipes)

@@ -90,20 +90,21 @@ def safe_name(identifier: str) -> str:
     return f"{name[:_LONGEST_NAME]}-{hashlib.sha256(identifier.encode()).hexdigest()[:8]}"
 
 
-def mask(message: str, files: Mapping[Path, str], identifiers: Iterable[str] = ()) -> str:
+def mask(message: str, files: Mapping[Path, str], identifiers: Iterable[str] = (), *, root: Path | None = None) -> str:
     """A message on one line, with source files by their shown names and identifiers blotted out.
 
     Args:
         message: as an error said it.
         files: what to call each file.
         identifiers: words that tell who a patient is; single letters are left.
+        root: a folder to call SOURCE.
 
     Example:
         >>> mask("/data/Doe/1.dcm: no weight for DOE", {Path("/data/Doe/1.dcm"): "source 7"}, ["Doe"])
         'source 7: no weight for [masked]'
     """
     text = " ".join("".join(letter if letter.isprintable() else " " for letter in message).split())
-    names: dict[str, str] = {}
+    names: dict[str, str] = {str(root): "SOURCE"} if root is not None else {}
     for path, shown in files.items():
         names[str(path)] = shown
         names.setdefault(str(path.parent), f"the folder of {shown}")

@@ -18,64 +18,82 @@ class WorkerDied(Exception):
     """The process that worked on a case was killed, twice: once among others and once alone."""
 
 
-def each(
-    function: Callable[..., Any], tasks: Sequence[tuple[str, tuple[Any, ...]]], jobs: int
-) -> Iterator[tuple[str, Any]]:
-    """Call ``function`` with the arguments of every task, and give (name, result) as they come.
-
-    Workers are fresh processes with one thread each, and no more tasks are handed out than there are workers, so memory
-    does not grow with the number of tasks. When a worker dies (killed for its memory, crashed in a library), nobody
-    knows whose fault it was: the tasks then at work are each done once more, alone.
+class Workers:
+    """Fresh processes, with one thread each, that work on cases; they are started when there is work for them.
 
     Args:
-        function: importable by name; it returns errors rather than raising them.
-        tasks: (name, arguments).
-        jobs: how many workers; with 1 there is no worker at all, and the work is done here.
-
-    Yields:
-        (name, result); the result is a :class:`WorkerDied` when the worker died again.
+        jobs: how many; with 1 there is no worker at all, and the work is done here.
     """
-    if jobs == 1 or not tasks:
-        for name, arguments in tasks:
-            yield name, function(*arguments)
-        return
-    waiting = deque(tasks)
-    while waiting:
-        suspects: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __init__(self, jobs: int) -> None:
+        self.jobs = jobs
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop()
+
+    def each(
+        self, function: Callable[..., Any], tasks: Sequence[tuple[str, tuple[Any, ...]]]
+    ) -> Iterator[tuple[str, Any]]:
+        """Call ``function`` with the arguments of every task, and give (name, result) as they come.
+
+        No more tasks are handed out than there are workers, so memory does not grow with their number. When a worker
+        dies (killed for its memory, crashed in a library), nobody knows whose fault it was: the tasks then at work are
+        each done once more, alone.
+
+        Args:
+            function: importable by name; it returns errors rather than raising them.
+            tasks: (name, arguments).
+
+        Yields:
+            (name, result); the result is a :class:`WorkerDied` when the worker died again.
+        """
+        if self.jobs == 1:
+            for name, arguments in tasks:
+                yield name, function(*arguments)
+            return
+        waiting = deque(tasks)
         running: dict[Future[Any], tuple[str, tuple[Any, ...]]] = {}
-        pool = _pool(min(jobs, len(waiting)))
-        try:
-            while (waiting or running) and not suspects:
-                while waiting and len(running) < jobs:
-                    try:
-                        running[pool.submit(function, *waiting[0][1])] = waiting[0]
-                    except BrokenProcessPool:
-                        break
-                    waiting.popleft()
-                if not running:
-                    suspects = [waiting.popleft()]
-                    break
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                broken = False
-                for future in done:
-                    if isinstance(future.exception(), BrokenProcessPool):
-                        broken = True
-                    else:
-                        yield running.pop(future)[0], future.result()
-                if broken:
-                    wait(running)
-                    for future in [future for future in running if future.exception() is None]:
-                        yield running.pop(future)[0], future.result()
-                    suspects = list(running.values())
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-        for name, arguments in suspects:
-            with _pool(1) as alone:
+        while waiting or running:
+            while waiting and len(running) < self.jobs:
                 try:
-                    result = alone.submit(function, *arguments).result()
-                except BrokenProcessPool:
-                    result = WorkerDied("its worker process was killed twice, perhaps for using too much memory")
-            yield name, result
+                    future = self._start().submit(function, *waiting[0][1])
+                except BrokenProcessPool:  # one of those at work has just died
+                    if not running:
+                        self._stop()
+                    break
+                running[future] = waiting.popleft()
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            suspects = []
+            if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
+                done, _ = wait(running)
+                self._stop()
+            for future in done:
+                task = running.pop(future)
+                if isinstance(future.exception(), BrokenProcessPool):
+                    suspects.append(task)
+                else:
+                    yield task[0], future.result()
+            for name, arguments in suspects:
+                with _pool(1) as alone:
+                    try:
+                        result = alone.submit(function, *arguments).result()
+                    except BrokenProcessPool:
+                        result = WorkerDied("its worker process was killed twice, perhaps for using too much memory")
+                yield name, result
+
+    def _start(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            self._pool = _pool(self.jobs)
+        return self._pool
+
+    def _stop(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
 
 
 def _pool(n_workers: int) -> ProcessPoolExecutor:
@@ -88,9 +106,6 @@ def _start_worker() -> None:
     # Ctrl-C reaches the whole group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def _end_with_parent() -> None:

@@ -60,7 +60,7 @@ class PetCtOptions:
     crop_center: str = option(
         "--crop-center",
         "body",
-        'Center of the box: "body" (center of mass of the body on CT, known for new patients too) or "label" (center of '
+        'Center of the box: "body" (center of mass of the body on CT, known for new ones too) or "label" (center of '
         "mass of the label: what a network trained on it knows then is where to look).",
         metavar="body|label",
     )
@@ -104,7 +104,8 @@ class PetCtRecipe(Recipe):
     """CT (HU) and PET (SUVbw) of one study on the CT's grid, and chosen ROIs of its structure set as labels.
 
     The source is any heap of DICOM. A case is a study with one CT and one PET series on one frame of reference and a
-    structure set that holds a chosen ROI. Both are brought to one grid along the CT's axes, linearly and in one step; ROIs are filled on the CT's own grid and then brought along with nearest neighbor. Where PET saw nothing it
+    structure set that holds a chosen ROI. Both are brought to one grid along the CT's axes, linearly and in one step;
+    ROIs are filled on the CT's own grid and then brought along with nearest neighbor. Where PET saw nothing it
     is 0, where CT saw nothing -1024 HU.
     """
 
@@ -134,7 +135,7 @@ class PetCtRecipe(Recipe):
         self._check_patterns(matched, names_seen)
         notes = [
             f"{len(studies)} studies of {len(per_patient)} patients with CT and PT",
-            "ROIs: " + ", ".join(f"{name} in {count}" for name, count in names_seen.most_common(20)),
+            "ROIs: " + ", ".join(f"{name} in {count}" for name, count in sorted(names_seen.items())[:30]),
         ]
         nameless = sum(not study.patient_id.strip() for study in studies)
         if nameless:
