@@ -146,6 +146,13 @@ def test_half_precision_does_not_overflow(dtype, squared):
     assert logits.grad.isfinite().all()
 
 
+def test_a_wrong_certainty_still_has_a_gradient_in_half_precision():
+    logits = torch.full((1, 1, 8), 12.0, dtype=torch.bfloat16, requires_grad=True)
+    truth = torch.tensor([[[1.0] + [0.0] * 7]])
+    FBetaLoss(sigmoid=True)(logits, truth).backward()
+    assert (logits.grad[0, 0, 1:] > 0).all(), "a sigmoid in bfloat16 is exactly 1 here"
+
+
 def test_autocast_and_compile_give_the_same_number():
     logits, truth = batch()
     loss = FBetaLoss(2, sigmoid=True)
