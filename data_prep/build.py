@@ -141,7 +141,10 @@ def build_dataset(
     if not selection.cases:
         why = [mask(item.why, dict.fromkeys(item.files, "a file"), root=source) for item in selection.unpaired]
         reasons = "; ".join(f"{count} x {reason}" for reason, count in Counter(why).most_common(3))
-        raise DatasetError(f"{source}: nothing for the recipe {recipe.name} in it{f' ({reasons})' if reasons else ''}")
+        raise DatasetError(
+            f"{source}: nothing for the recipe {recipe.name} in it{f' ({reasons})' if reasons else ''}: expected "
+            f"{recipe.needs}; `data_prep inspect` shows what is there"
+        )
     new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:

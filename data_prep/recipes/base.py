@@ -96,6 +96,8 @@ class Recipe(ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    #: What a source must hold at least, for the message that it does not.
+    needs: ClassVar[str]
     Options: ClassVar[type]
     #: Whether names and folders of the source may tell who the patient is; then they are never shown.
     confidential: ClassVar[bool] = True

@@ -81,6 +81,7 @@ class FolderRecipe(Recipe):
 
     name = "folder"
     summary = "Images and labels that lie ready in two folders, paired by name."
+    needs = "an image and a label of the same name"
     Options = FolderOptions
     confidential = False
 

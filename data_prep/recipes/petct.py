@@ -111,6 +111,7 @@ class PetCtRecipe(Recipe):
 
     name = "petct"
     summary = "CT and PET of a study on one grid, and outlined regions (RTSTRUCT) as labels."
+    needs = "a study with a CT and a PT series on one frame of reference"
     Options = PetCtOptions
 
     def select(self, source: Path) -> Selection:
