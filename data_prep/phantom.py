@@ -78,7 +78,7 @@ _SITES = {
     "nasopharynx": ((8, 5, 22), (4, 2, 4)),
     "oral tongue": ((13, -38, 1), (4, 6, 4)),
 }
-_DIAMETERS = {"T1": (14, 20), "T2": (21, 36), "T3": (38, 46), "T4": (46, 54)}
+_DIAMETERS = {"T1": (15, 20), "T2": (22, 36), "T3": (38, 46), "T4": (46, 54)}
 
 
 @dataclass(frozen=True)
@@ -242,11 +242,11 @@ def _paint_anatomy(c: _Canvas, rng: np.random.Generator) -> float:
         soft(c.ellipsoid((side * 55, -20, 4), (8 * swollen, 17, 24)))
         soft(c.ellipsoid((side * 36, -16, 14), (8, 15, 17)))
         # The sternocleidomastoid, in some patients tense and hot on one side or both.
-        hot = rng.uniform(3, 9) if rng.random() < 0.25 else 1.0
+        hot = rng.uniform(3, 7) if rng.random() < 0.2 else 1.0
         scm: Knots = [(-90, 34, -22, 9, 13), (-40, 45, 2, 8, 15), (20, 52, 26, 7, 13)]
         c.paint(c.tube(scm, -200, 20, swollen, side), muscle + rng.normal(0, 4), hot * cold)
     # Tongue, floor of the mouth, wall of the throat and of the larynx.
-    soft(c.ellipsoid((0, -34, 0), (27, 30, 19)), suv=rng.uniform(1.2, 3.5))
+    soft(c.ellipsoid((0, -34, 0), (27, 30, 19)), suv=rng.uniform(1.2, 3))
     soft(c.ellipsoid((0, -38, -16), (24, 24, 10)))
     soft(c.tube(_AIRWAY, -60, 30, 9))
     soft(c.tube([(-60, 0, -22, 13, 15), (-30, 0, -20, 17, 16)], -60, -28))
@@ -255,12 +255,12 @@ def _paint_anatomy(c: _Canvas, rng: np.random.Generator) -> float:
     for side in (-1, 1):
         wobble = rng.normal(0, 2, 3)
         fatty = rng.uniform(-45, 0)
-        c.paint(c.ellipsoid(np.add((side * 56, 9, 4), wobble), (10, 16, 22)), fatty, rng.uniform(1.5, 7))
-        c.paint(c.ellipsoid(np.add((side * 31, -21, -19), wobble), (9, 13, 11)), fatty + 25, rng.uniform(1.8, 8))
+        c.paint(c.ellipsoid(np.add((side * 56, 9, 4), wobble), (10, 16, 22)), fatty, rng.uniform(1.5, 5.5))
+        c.paint(c.ellipsoid(np.add((side * 31, -21, -19), wobble), (9, 13, 11)), fatty + 25, rng.uniform(1.8, 6))
         c.paint(c.tube([(-90, 22, -6, 4, 4), (-20, 26, 4, 4, 4), (30, 25, 6, 3, 3)], -200, 34, 0, side), 165, 1.7)
         c.paint(c.tube([(-90, 30, -4, 6, 5), (-20, 33, 11, 5, 5), (30, 30, 14, 4, 4)], -200, 34, 0, side), 145, 1.7)
-        c.paint(c.ellipsoid((side * 15, -14, -60), (7, 9, 15)), 130, rng.uniform(1.2, 6))
-    lymphoid = rng.uniform(2, 8)
+        c.paint(c.ellipsoid((side * 15, -14, -60), (7, 9, 15)), 130, rng.uniform(1.2, 4.5))
+    lymphoid = rng.uniform(2, 6)
     for side in (-1, 1):
         size = rng.uniform(0.7, 1.15)
         c.paint(
@@ -268,7 +268,7 @@ def _paint_anatomy(c: _Canvas, rng: np.random.Generator) -> float:
             muscle + 4,
             lymphoid * rng.uniform(0.85, 1.15),
         )
-    c.paint(c.ellipsoid((0, -11, -10), (13, 4, 6)), muscle + 3, rng.uniform(1.5, 6))
+    c.paint(c.ellipsoid((0, -11, -10), (13, 4, 6)), muscle + 3, rng.uniform(1.5, 4.5))
     # Air.
     c.paint(c.tube(_AIRWAY, -200, 32), -990, 0.05)
     for side in (-1, 1):
@@ -354,25 +354,25 @@ def _paint_distractors(c: _Canvas, muscle: float, rng: np.random.Generator) -> N
                     (side * rng.uniform(40, 52), rng.uniform(18, 36), height), rng.uniform(6, 12, 3)
                 )
                 fat = np.clip((-50 - c.hu[box]) / 25, 0, 1) * (c.hu[box] > -250)
-                c.paint((box, level), None, c.suv[box] + fat * rng.uniform(4, 14))
-    if rng.random() < 0.6:  # an infected tooth
+                c.paint((box, level), None, c.suv[box] + fat * rng.uniform(4, 12))
+    if rng.random() < 0.5:  # an infected tooth
         angle = rng.uniform(-1.1, 1.1)
         c.paint(c.ellipsoid((42 * np.sin(angle), -36 - 35 * np.cos(angle), 1), (7, 7, 8)), None, rng.uniform(5, 12))
-    if rng.random() < 0.5:  # the muscles of the voice
-        hot = rng.uniform(3, 10)
+    if rng.random() < 0.4:  # the muscles of the voice
+        hot = rng.uniform(3, 7)
         for side in (-1, 1):
             c.paint(c.ellipsoid((side * 8, -19, -43), (3.5, 8, 4)), None, hot)
     if rng.random() < 0.3:  # chewing
-        hot = rng.uniform(3, 8)
+        hot = rng.uniform(3, 6)
         for side in (-1, 1):
             c.paint(c.ellipsoid((side * 55, -20, 4), (7, 16, 23)), None, hot * rng.uniform(0.7, 1.2))
-    for _ in range(rng.integers(0, 3)):  # inflamed tissue: swollen with water, darker than muscle on CT
+    for _ in range(rng.integers(0, 2)):  # inflamed tissue: swollen with water, darker than muscle on CT
         level = np.maximum(c.lump(_throat(rng), rng.uniform(6, 12, 3), rng), -c.bone)
-        c.paint((c.whole, level), muscle - rng.uniform(22, 40), rng.uniform(4, 12))
-    for _ in range(rng.integers(0, 3)):  # reactive node with fat at its hilum
+        c.paint((c.whole, level), muscle - rng.uniform(35, 50), rng.uniform(4, 12))
+    for _ in range(rng.integers(0, 2)):  # reactive node with fat at its hilum
         side = rng.choice((-1, 1))
         place = (side * rng.uniform(36, 46), rng.uniform(2, 24), rng.uniform(-50, 4))
-        c.paint(c.ellipsoid(place, rng.uniform(5, 9, 3)), rng.uniform(-40, 5), rng.uniform(4, 11))
+        c.paint(c.ellipsoid(place, rng.uniform(5, 9, 3)), rng.uniform(-60, -15), rng.uniform(4, 10))
 
 
 def _paint_tumors(c: _Canvas, body: Array, muscle: float, stage: str, rng: np.random.Generator) -> dict[str, Array]:
@@ -391,18 +391,18 @@ def _paint_tumors(c: _Canvas, body: Array, muscle: float, stage: str, rng: np.ra
         for _ in range(20):  # a place clear of the others
             near = side if rng.random() < 0.75 else -side
             spot = np.array((near * rng.uniform(36, 45), rng.uniform(2, 24), rng.uniform(-48, 6)))
-            size = rng.uniform(6, 13)
+            size = rng.uniform(7, 13)
             if all(np.linalg.norm(spot - other) > 1.3 * (size + r) for other, r in taken):
                 taken.append((spot, size))
                 lumps[f"LN_{number}"] = c.lump(spot, size * rng.uniform(0.8, 1.2, 3), rng)
                 break
     enhancement = rng.uniform(8, 22)
-    uptake = float(np.clip(np.exp(rng.normal(np.log(7.5), 0.4)), 4, 18))
+    uptake = float(np.clip(np.exp(rng.normal(np.log(8.5), 0.35)), 5, 18))
     mottle = _smooth_noise(rng, c.grid.shape, 5 / np.asarray(c.grid.spacing))
     structures = {}
     for name, lump in lumps.items():
         level = np.maximum(lump, -free)
-        strength = uptake if name == "GTV" else max(3.5, uptake * rng.uniform(0.5, 1.0))
+        strength = uptake if name == "GTV" else max(4.0, uptake * rng.uniform(0.55, 1.0))
         core: Array = np.zeros(1, np.float32)
         if lump.min() < -10 and rng.random() < 0.4:  # a dead core takes up little
             core = np.clip((-lump - 0.55 * radius) / 4, 0, 1) * 0.6
@@ -453,7 +453,7 @@ def simulate_patient(number: int, *, seed: int = 0, image_size: int = 96, slices
     sex = str(rng.choice(["M", "F"], p=(0.7, 0.3)))
     age = int(rng.integers(42, 81))
     weight = round(float(np.clip(rng.normal(80 if sex == "M" else 66, 10), 45, 120)), 1)
-    stage = str(rng.choice(list(_DIAMETERS), p=(0.2, 0.35, 0.25, 0.2)))
+    stage = str(rng.choice(list(_DIAMETERS), p=(0.15, 0.35, 0.3, 0.2)))
 
     spacing, thickness = FIELD_OF_VIEW / image_size, HEIGHT / slices
     count = round(slices * rng.uniform(0.92, 1.12))
@@ -468,7 +468,9 @@ def simulate_patient(number: int, *, seed: int = 0, image_size: int = 96, slices
         ct_grid.spacing,
         tuple((margin * 2 + ct_grid.shape).tolist()),
     )
-    center = corner + (np.asarray(ct_grid.shape) - 1) / 2 * ct_grid.spacing + rng.normal(0, (2.5, 2, 3))
+    # The scan reaches from the root of the neck to the lower brain: its middle lies below the tonsils.
+    middle = corner + (np.asarray(ct_grid.shape) - 1) / 2 * ct_grid.spacing
+    center = middle + (0, 0, 14) + rng.normal(0, (2.5, 2, 3))
     canvas = _Canvas(grid, center, rng)
     muscle = _paint_anatomy(canvas, rng)
     _paint_distractors(canvas, muscle, rng)
