@@ -19,6 +19,7 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder
 
 from ..errors import ConfigError, GeometryError, MedsegError, MissingTagError, ReadError
 from .suv import suv_factor
+from .text import one_line
 from .volume import Volume
 
 PET_UNITS = ("SUVbw", "stored")
@@ -131,7 +132,7 @@ def _instance(path: Path, ds: Dataset) -> Instance:
         if value is None:
             return ""
         parts = [value] if isinstance(value, str) else value if isinstance(value, Sequence) else [value]
-        return "\\".join(" ".join(str(part).split()) for part in parts)
+        return "\\".join(one_line(part) for part in parts)
 
     rows, columns = _integer(ds, "Rows") or 0, _integer(ds, "Columns") or 0
     modality = text("Modality")
@@ -467,7 +468,7 @@ def _rescale(item: Instance, frame: int, pixels: np.ndarray, out: np.ndarray) ->
         source = _group(groups[frame], shared, "PixelValueTransformationSequence") or ds
     if source.get("ModalityLUTSequence"):
         out[..., 0] = apply_modality_lut(pixels, source)
-        return str(source.ModalityLUTSequence[0].get("ModalityLUTType") or "stored")
+        return one_line(source.ModalityLUTSequence[0].get("ModalityLUTType") or "stored")
     slope, intercept = _floats(source, "RescaleSlope", 1), _floats(source, "RescaleIntercept", 1)
     out[..., 0] = pixels
     if slope is None and intercept is None:
@@ -479,7 +480,7 @@ def _rescale(item: Instance, frame: int, pixels: np.ndarray, out: np.ndarray) ->
         out *= np.float32(slope[0])
     if intercept[0] != 0:
         out += np.float32(intercept[0])
-    kind = str(source.get("RescaleType") or ("HU" if item.modality == "CT" else "stored"))
+    kind = one_line(source.get("RescaleType") or ("HU" if item.modality == "CT" else "stored"))
     return "stored" if kind == "US" else kind
 
 

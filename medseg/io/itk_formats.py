@@ -8,6 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import GeometryError, ReadError
+from .text import one_line
 from .volume import Volume
 
 _DEFLATE_LIMIT = 1040
@@ -119,9 +120,13 @@ def _check_meta(path: Path) -> None:
     except ValueError as error:
         raise ReadError(f"{path}: DimSize or ElementNumberOfChannels is not a whole number") from error
     if not size or min(size) < 1 or channels < 1 or keys.get("NDims", str(len(size))) != str(len(size)):
-        raise ReadError(f"{path}: DimSize is {keys['DimSize']}, NDims {keys.get('NDims')}: they do not fit together")
+        raise ReadError(
+            f"{path}: DimSize is {one_line(keys['DimSize'])[:40]}, NDims {one_line(keys.get('NDims'))[:40]}: they do not fit together"
+        )
     if keys["ElementType"] not in _META_BYTES:
-        raise ReadError(f"{path}: ElementType is {keys['ElementType'][:40]}: expected one of {', '.join(_META_BYTES)}")
+        raise ReadError(
+            f"{path}: ElementType is {one_line(keys['ElementType'])[:40]}: expected one of {', '.join(_META_BYTES)}"
+        )
     needed = int(np.prod([*size, channels, _META_BYTES[keys["ElementType"]]], dtype=object))
     if keys.get("CompressedData", "False").lower() == "true":
         needed //= _DEFLATE_LIMIT
@@ -147,7 +152,7 @@ def _check_nrrd(path: Path) -> None:
     except (KeyError, ValueError) as error:
         raise ReadError(f"{path}: its header has no usable `sizes`: not a complete NRRD") from error
     if not size or min(size) < 1:
-        raise ReadError(f"{path}: sizes is {keys['sizes']}: expected whole numbers above zero")
+        raise ReadError(f"{path}: sizes is {one_line(keys['sizes'])[:40]}: expected whole numbers above zero")
     kind = re.sub(r"^(unsigned|signed) ", "", keys.get("type", ""))
     kind = re.sub(r"^u?int(\d+)(_t)?$", r"\1", kind)
     width = {"8": 1, "16": 2, "32": 4, "64": 8, "uchar": 1, "ushort": 2, "uint": 4, **_NRRD_BYTES}.get(
@@ -195,4 +200,4 @@ def _check_size(path: Path, data: Path, needed: int, role: str) -> None:
 def _reason(error: RuntimeError) -> str:
     """Return the last line of ITK's message, which says what happened; the rest says where in ITK."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:160] if lines else "unknown reason"
+    return one_line(lines[-1])[:160] if lines else "unknown reason"

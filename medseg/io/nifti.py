@@ -15,6 +15,7 @@ from nibabel.wrapstruct import WrapStructError
 
 from ..errors import GeometryError, ReadError
 from .atomic import atomic_path
+from .text import one_line
 from .volume import Volume
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def read_nifti_header(path: Path) -> tuple[Any, list[str]]:
         header = kind(start[: kind.sizeof_hdr], check=True)
         shape, dtype = header.get_data_shape(), header.get_data_dtype()
     except (HeaderDataError, WrapStructError, ValueError, KeyError, OverflowError) as error:
-        raise ReadError(f"{path}: not a valid NIfTI header: {_one_line(error)}") from error
+        raise ReadError(f"{path}: not a valid NIfTI header: {one_line(error)[:120]}") from error
     if not shape or min(shape) < 1:
         raise ReadError(f"{path}: the NIfTI header gives the shape {shape}: expected at least one voxel")
     needed = int(header["vox_offset"]) + int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
@@ -219,7 +220,3 @@ def _is_gzip(path: Path) -> bool:
 
 def _open(path: Path) -> io.BufferedIOBase:
     return gzip.open(path, "rb") if _is_gzip(path) else path.open("rb")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]

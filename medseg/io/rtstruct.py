@@ -20,6 +20,7 @@ from ..errors import GeometryError, MedsegError, ReadError
 from .dicom import quiet
 from .kinds import kind_of
 from .series import Series, find_series
+from .text import one_line
 from .volume import Volume
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _read_structures(path: Path, *, with_points: bool) -> _StructureSet:
     try:
         with quiet():
             ds = pydicom.dcmread(path, force=True)
-            modality = str(ds.get("Modality") or "unknown")
+            modality = one_line(ds.get("Modality") or "unknown")
             if modality != "RTSTRUCT":
                 raise ReadError(f"{path}: a DICOM object of modality {modality[:16]}: expected RTSTRUCT")
             return _structures(path, ds, with_points)
@@ -155,16 +156,16 @@ def _structures(path: Path, ds: Dataset, with_points: bool) -> _StructureSet:
     for item in ds.get("StructureSetROISequence") or []:
         number = int(item.ROINumber)
         frame = str(item.get("ReferencedFrameOfReferenceUID") or "") or only_frame
-        rois[number] = _Roi(number, " ".join(str(item.get("ROIName") or f"ROI {number}").split()), frame)
+        rois[number] = _Roi(number, one_line(item.get("ROIName") or f"ROI {number}"), frame)
     for item in ds.get("ROIContourSequence") or []:
         number = int(item.ReferencedROINumber)
         roi = rois.setdefault(number, _Roi(number, f"ROI {number}", only_frame))
         for contour in item.get("ContourSequence") or []:
-            kind = str(contour.get("ContourGeometricType") or "unknown")
+            kind = one_line(contour.get("ContourGeometricType") or "unknown")
             roi.types[kind] = roi.types.get(kind, 0) + 1
             if with_points and kind in _CLOSED:
                 roi.contours.append(_points(path, roi, contour))
-    patient = " ".join(str(ds.get("PatientID") or "").split())
+    patient = one_line(ds.get("PatientID") or "")
     hashed = hashlib.sha256(b"medseg patient " + patient.encode()).hexdigest()[:32] if patient else ""
     return _StructureSet(path, str(ds.get("StudyInstanceUID") or ""), hashed, series_uids, list(rois.values()))
 

@@ -14,6 +14,7 @@ from typing import Any
 from pydicom.dataset import Dataset
 
 from ..errors import MissingTagError, ReadError
+from .text import one_line
 
 _PHILIPS = "Philips PET Private Group"
 _GE = "GEMS_PETD_01"
@@ -49,9 +50,9 @@ def suv_factor(ds: Dataset, *, name: str = "PET image") -> float:
         >>> suv_factor(ds) * 5000  # 5 kBq/ml, 70 kg, 350 MBq
         1.0
     """
-    units = str(_required(ds, "Units", "(0054,1001)", name))
+    units = one_line(_required(ds, "Units", "(0054,1001)", name))
     if units == "GML":
-        kind = str(ds.get("SUVType") or "BW")
+        kind = one_line(ds.get("SUVType") or "BW")
         if kind != "BW":
             raise ReadError(f"{name}: SUVType (0054,1006) is {kind}: only BW can be read as SUVbw")
         return 1.0
@@ -84,7 +85,7 @@ def _suv_per_bqml(ds: Dataset, name: str) -> float:
     dose = _positive(radio, "RadionuclideTotalDose", "(0018,1074)", name)
     if dose < 1e4:
         raise ReadError(f"{name}: RadionuclideTotalDose (0018,1074) is {dose:g}: expected becquerel")
-    correction = str(_required(ds, "DecayCorrection", "(0054,1102)", name))
+    correction = one_line(_required(ds, "DecayCorrection", "(0054,1102)", name))
     if correction == "ADMIN":
         return weight * 1000 / dose
     if correction != "START":

@@ -291,6 +291,17 @@ def test_a_forged_size_takes_no_memory(tmp_path, make_series):
         read_image(tmp_path)
 
 
+def test_hostile_text_stays_on_one_line_and_steers_no_terminal(tmp_path, make_series):
+    def change(i, ds):
+        ds.SeriesDescription = "first\nsecond\x1b[31m"
+
+    make_series(tmp_path, STORED, change=change)
+    make_series(tmp_path, STORED, change=change, series=generate_uid(), names=[f"other{i}" for i in range(4)])
+    with pytest.raises(ReadError) as error:
+        read_image(tmp_path)
+    assert str(error.value).isprintable()
+
+
 def test_one_bad_file_among_good_ones_is_named(tmp_path, make_series):
     make_series(tmp_path, STORED)
     (tmp_path / "notes.dcm").write_text("not an image")
