@@ -139,6 +139,14 @@ def test_seeds_give_different_splits():
     assert len({tuple(make_splits(cases, seed=seed)["test"]) for seed in range(10)}) > 8
 
 
+def test_ties_between_strata_are_broken_by_the_seed():
+    # Two strata of five and one val patient, who may come from either.
+    cases = table([1] * 10, ["I"] * 5 + ["II"] * 5)
+    vals = [make_splits(cases, seed=seed, stratify="stage")["folds"][0]["val"][0] for seed in range(20)]
+    strata = ["I" if val < "p005" else "II" for val in vals]
+    assert 3 <= strata.count("I") <= 17
+
+
 def test_small_cohorts_fill_every_part():
     splits = make_splits(table([1, 1, 1]), seed=0)
     assert [len(members) for members in parts_of(splits).values()] == [1, 1, 1]
