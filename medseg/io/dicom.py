@@ -371,6 +371,17 @@ def read_volume(instances: Sequence[Instance], *, pet_units: str = "SUVbw") -> V
     """
     if pet_units not in PET_UNITS:
         raise ConfigError(f"pet_units: {pet_units!r} found, expected one of {', '.join(PET_UNITS)}")
+    try:
+        return _volume(instances, pet_units)
+    except MedsegError:
+        raise
+    except Exception as error:  # values of damaged elements, which pydicom parses only when they are asked for
+        raise ReadError(
+            f"{_where(instances)}: damaged DICOM: an element cannot be parsed ({type(error).__name__})"
+        ) from error
+
+
+def _volume(instances: Sequence[Instance], pet_units: str) -> Volume:
     where = _where(instances)
     first = instances[0]
     for item in instances:
@@ -434,8 +445,8 @@ def _decode(item: Instance, frames: list[int]) -> Iterator[np.ndarray]:
         decoder = get_decoder(syntax)
         if not decoder.is_available:
             raise ReadError(
-                f"{item.path}: its pixels cannot be decoded: no decoder for {syntax.name} is at work here; install "
-                "python-gdcm, pyjpegls, pylibjpeg-openjpeg and pylibjpeg-rle"
+                f"{item.path}: its pixels cannot be decoded: no decoder for {one_line(syntax.name)} is at work here; "
+                "install python-gdcm, pyjpegls, pylibjpeg with pylibjpeg-openjpeg and pylibjpeg-rle"
             )
         for pixels, _ in decoder.iter_array(ds, indices=frames, raw=False):
             if ds.PhotometricInterpretation == "PALETTE COLOR":
@@ -443,10 +454,10 @@ def _decode(item: Instance, frames: list[int]) -> Iterator[np.ndarray]:
                 if pixels.dtype == np.uint16:  # palettes of 16 bits are meant to be shown with 8
                     pixels = pixels >> 8
             yield pixels
-    except MedsegError:
+    except (MedsegError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except Exception as error:
-        kind = getattr(syntax, "name", "an unknown transfer syntax")
+    except BaseException as error:  # a panic of a decoder in Rust is no Exception
+        kind = one_line(getattr(syntax, "name", "an unknown transfer syntax"))
         raise ReadError(f"{item.path}: its pixels cannot be decoded ({kind}, {type(error).__name__})") from error
 
 

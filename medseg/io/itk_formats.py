@@ -1,6 +1,7 @@
 """MetaImage (MHD/MHA, with RAW or ZRAW) and NRRD, through SimpleITK."""
 
 import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,8 @@ def read_itk(path: Path, kind: str) -> Volume:
         GeometryError: axes that do not span space.
     """
     header = read_itk_header(path, kind)
+    if kind == "mhd":
+        _check_meta(path, voxels=True)
     try:
         image = sitk.ReadImage(str(path), imageIO="MetaImageIO" if kind == "mhd" else "NrrdImageIO")
     except RuntimeError as error:
@@ -100,7 +103,7 @@ def _affine(path: Path, spacing: tuple, origin: tuple, direction: tuple) -> np.n
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix
 
 
-def _check_meta(path: Path) -> None:
+def _check_meta(path: Path, *, voxels: bool = False) -> None:
     with path.open("rb") as file:
         start = file.read(1 << 16)
     keys: dict[str, str] = {}
@@ -120,23 +123,47 @@ def _check_meta(path: Path) -> None:
     except ValueError as error:
         raise ReadError(f"{path}: DimSize or ElementNumberOfChannels is not a whole number") from error
     if not size or min(size) < 1 or channels < 1 or keys.get("NDims", str(len(size))) != str(len(size)):
-        raise ReadError(
-            f"{path}: DimSize is {one_line(keys['DimSize'])[:40]}, NDims {one_line(keys.get('NDims'))[:40]}: they do not fit together"
-        )
+        found = one_line(f"DimSize is {keys['DimSize'][:40]}, NDims {keys.get('NDims', '')[:40]}")
+        raise ReadError(f"{path}: {found}: they do not fit together")
     if keys["ElementType"] not in _META_BYTES:
         raise ReadError(
             f"{path}: ElementType is {one_line(keys['ElementType'])[:40]}: expected one of {', '.join(_META_BYTES)}"
         )
     needed = int(np.prod([*size, channels, _META_BYTES[keys["ElementType"]]], dtype=object))
-    if keys.get("CompressedData", "False").lower() == "true":
-        needed //= _DEFLATE_LIMIT
+    compressed = keys.get("CompressedData", "False").lower() == "true"
+    least = needed // _DEFLATE_LIMIT if compressed else needed
     source = keys["ElementDataFile"]
     if source == "LOCAL":
-        _check_size(path, path, needed + offset, "")
+        data = path
+        _check_size(path, path, least + offset, "")
     elif source.startswith("LIST") or "%" in source:
         raise ReadError(f"{path}: ElementDataFile is a list of files: expected one file")
     else:
-        _check_size(path, _inside(path, source), needed, "ElementDataFile ")
+        data, offset = _inside(path, source), 0
+        _check_size(path, data, least, "ElementDataFile ")
+    if compressed and voxels:
+        _check_stream(path, data, offset, needed)
+
+
+def _check_stream(path: Path, data: Path, offset: int, needed: int) -> None:
+    """Inflate compressed voxels once and check their sum, for ITK takes a damaged stream without a word."""
+    stream, length = zlib.decompressobj(), 0
+    try:
+        with data.open("rb") as file:
+            file.seek(offset)
+            while length <= needed and not stream.eof and (chunk := file.read(1 << 20)):
+                while chunk and length <= needed:
+                    length += len(stream.decompress(chunk, 1 << 24))
+                    chunk = stream.unconsumed_tail
+    except zlib.error as error:
+        raise ReadError(
+            f"{path}: the compressed voxels are damaged; copy {data.name!r} again from its source"
+        ) from error
+    if length != needed or not stream.eof:
+        raise ReadError(
+            f"{path}: the compressed voxels are cut short or damaged ({length:,} of {needed:,} bytes); "
+            f"copy {data.name!r} again from its source"
+        )
 
 
 def _check_nrrd(path: Path) -> None:

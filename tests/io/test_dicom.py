@@ -322,3 +322,23 @@ def test_pet_units_are_one_of_two(tmp_path, make_series):
     make_series(tmp_path, STORED)
     with pytest.raises(ConfigError, match=r"suvbw.*SUVbw, stored"):
         read_image(tmp_path, pet_units="suvbw")
+
+
+@pytest.mark.parametrize("damage", ["syntax", "flipped", "cut"])
+def test_damaged_compressed_pixels(tmp_path, make_series, damage):
+    file = make_series(tmp_path, np.repeat(np.repeat(STORED[:1], 32, axis=1), 32, axis=2))[0]
+    ds = pydicom.dcmread(file)
+    ds.compress(pydicom.uid.RLELossless)
+    ds.save_as(file)
+    content = file.read_bytes()
+    start = content.index(b"\xe0\x7f\x10\x00OB") + 12
+    if damage == "syntax":
+        content = content.replace(b"1.2.840.10008.1.2.5\0", b"1.2.840.10008.1.2.77")
+    elif damage == "flipped":
+        content = content[: start + 24] + b"\xff" * 64 + content[start + 88 :]
+    else:
+        content = content[:-300]
+    file.write_bytes(content)
+    with pytest.raises(ReadError) as error:
+        read_image(file)
+    assert str(error.value).isprintable()

@@ -34,6 +34,22 @@ def test_oblique_images_with_components(tmp_path, volume, name, compressed):
     np.testing.assert_allclose(series.affine, affine, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["a.mhd", "a.mha", "a.nrrd"])
+@pytest.mark.parametrize("damage", ["flipped", "cut"])
+def test_damaged_compressed_voxels_are_noticed(tmp_path, name, damage):
+    image = sitk.GetImageFromArray(np.random.default_rng(0).integers(0, 9, (20, 20, 20)).astype(np.int16))
+    sitk.WriteImage(image, str(tmp_path / name), useCompression=True)
+    data = tmp_path / ("a.zraw" if name == "a.mhd" else name)
+    content = bytearray(data.read_bytes())
+    if damage == "cut":
+        del content[-400:]
+    else:
+        content[-900] ^= 0xFF
+    data.write_bytes(content)
+    with pytest.raises(ReadError, match=r"damaged|cannot be read"):
+        read_image(tmp_path / name)
+
+
 def test_a_flat_image_keeps_its_spacing(tmp_path):
     image = sitk.GetImageFromArray(np.ones((5, 4), np.uint8))
     image.SetSpacing((2, 3))
