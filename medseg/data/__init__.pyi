@@ -13,6 +13,7 @@ from .splits import check_splits as check_splits
 from .splits import find_split_errors as find_split_errors
 from .splits import make_splits as make_splits
 from .splits import split_table as split_table
+from .studies import image_datalist as image_datalist
 from .studies import study_datalist as study_datalist
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "check_splits",
     "datalist",
     "find_split_errors",
+    "image_datalist",
     "make_splits",
     "pixel_hash",
     "seeded",

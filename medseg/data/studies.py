@@ -1,11 +1,14 @@
-"""Studies that were never made into a dataset: lists of DICOM series for inference."""
+"""Images that were never made into a dataset: lists of DICOM series or of files for inference."""
 
 import hashlib
 import os
+import re
+from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from medseg.errors import ReadError
+from medseg.errors import ConfigError, ReadError
 from medseg.io import find_series, match_series
 
 
@@ -41,3 +44,52 @@ def study_datalist(root: str | os.PathLike[str], modalities: Mapping[str, str]) 
         files = {key: [str(f) for f in study.series[modality].files] for key, modality in modalities.items()}
         entries.append({**files, "case": name})
     return sorted(entries, key=lambda entry: str(entry["case"]))
+
+
+def image_datalist(root: str | os.PathLike[str], pattern: str = "*.nii.gz") -> list[dict[str, str]]:
+    """Find the images of a folder, one file (or DICOM series folder) each.
+
+    Args:
+        root: the folder.
+        pattern: which names in it are images, such as ``*.nii.gz``, or ``**/*.mha`` for those of folders in it as well.
+            Names that start with a dot are left out.
+
+    Returns:
+        an entry per image, sorted: its path under ``image``, and under ``case`` a name for what is made of it: the
+        path below `root` without suffix, in letters, digits, dots, dashes and underscores; where two images would have
+        the same name, followed by the first digits of their path's SHA-256.
+
+    Raises:
+        ReadError: there is no such folder, or nothing in it fits `pattern`.
+        ConfigError: a pattern that is empty or absolute.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name in ("knee 2.nii.gz", "knee_1.nii.gz"):
+        ...     (folder / name).touch()
+        >>> [entry["case"] for entry in image_datalist(folder)]
+        ['knee_2', 'knee_1']
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise ReadError(f"{root}: no such folder, expected one with images; name it with --dataset_dir")
+    if not pattern or Path(pattern).is_absolute():
+        raise ConfigError(f"pattern: found {pattern!r}, expected one of names in a folder, such as *.nii.gz")
+    files = sorted(path for path in root.glob(pattern) if not path.name.startswith("."))
+    if not files:
+        raise ReadError(f"{root}: found no {pattern} in it, expected images; name their folder, or another --pattern")
+    cases = [_case_name(path.relative_to(root)) for path in files]
+    often = Counter(case.lower() for case in cases)  # some file systems take a and A for the same
+    entries = []
+    for path, case in zip(files, cases, strict=True):
+        if often[case.lower()] > 1:
+            case += "_" + hashlib.sha256(path.relative_to(root).as_posix().encode()).hexdigest()[:12]
+        entries.append({"image": str(path), "case": case})
+    return entries
+
+
+def _case_name(path: Path) -> str:
+    name = path.name.removesuffix(".gz")
+    stem = name[: -len(Path(name).suffix)] if Path(name).suffix else name
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", "_".join([*path.parts[:-1], stem]))
