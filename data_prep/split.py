@@ -9,6 +9,7 @@ from rich.table import Table
 
 from medseg.data import DatasetFolder, make_splits, split_table
 from medseg.errors import DatasetError
+from medseg.report import dataset_report
 
 
 def split_dataset(
@@ -44,6 +45,8 @@ def split_dataset(
                 "may have seen: train again before you score the test part"
             )
     folder.write_split(splits)
+    if (folder.root / "report.html").exists():
+        dataset_report(folder.root)  # it shows the parts too
     counts = split_table(splits, folder.cases)
     console = Console()
     console.print(f"{folder.root.name}, split by patient with seed {seed}")

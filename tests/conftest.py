@@ -1,9 +1,23 @@
 """Fixtures that every test may use."""
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from monai.data import MetaTensor
+
+from medseg.data.folder import DatasetFolder, write_case, write_index
+
+LABELS = {"background": 0, "tumor": 1, "node": 2}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Small tensors gain nothing from several threads, and lose much where other processes want the cores."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +27,39 @@ def data() -> Path:
     if not folder:
         pytest.skip("MEDSEG_TEST_DATA is not set: tests on real data need the unpacked data folder")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def write_dataset() -> Callable[..., DatasetFolder]:
+    """Write a dataset of noise with two labels; its cases c00, c01, … belong to the patients given."""
+
+    def write(
+        root: Path,
+        patients: Sequence[str] = ("P0", "P1", "P2", "P3", "P4", "P5"),
+        shapes: Sequence[tuple[int, int, int]] = ((12, 10, 5),),
+        channels: Sequence[str] = ("CT", "PET"),
+    ) -> DatasetFolder:
+        rng = np.random.default_rng(7)
+        affine = np.diag([2.0, 1.5, 3.0, 1.0])
+        affine[:3, 3] = -10, -20, -30
+        rows = []
+        for number, patient in enumerate(patients):
+            shape = shapes[number % len(shapes)]
+            image = np.stack(
+                [np.round(rng.normal(30, 40, shape)) if c == "CT" else rng.gamma(1, 2, shape) for c in channels]
+            )
+            label = np.zeros((1, *shape), np.uint8)
+            label[0, 4:7, 4:7, 1 + number % 2 : 4] = 1
+            label[0, 7:8, 4:6, 2] = 2
+            measured = write_case(
+                root,
+                f"c{number:02d}",
+                MetaTensor(torch.from_numpy(image.astype(np.float32)), affine=torch.from_numpy(affine)),
+                MetaTensor(torch.from_numpy(label), affine=torch.from_numpy(affine)),
+                LABELS,
+            )
+            rows.append({"patient": patient, "stratum": "I" if number % 2 else "II", **measured})
+        write_index(root, name="small", channel_names=channels, labels=LABELS, rows=rows, manifest={"recipe": "test"})
+        return DatasetFolder(root)
+
+    return write

@@ -14,6 +14,8 @@ from ignite.engine import Engine, Events
 from monai.handlers import IgniteMetricHandler, from_engine
 from monai.metrics import CumulativeIterationMetric
 from monai.utils import CommonKeys
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import aff2axcodes
 
 from medseg import metrics
 from medseg.errors import ConfigError, DatasetError
@@ -119,14 +121,16 @@ class Scores:
             truth = _label_map(output[CommonKeys.LABEL], values)
             pred = _label_map(output[CommonKeys.PRED], values)
             if "slice" in item:
-                spacing = [float(s) for s in item["spacing"]]
+                spacing, axcodes = [float(s) for s in item["spacing"]], str(item["axcodes"])
                 index, image, truth, pred = int(item["slice"]), image[..., None], truth[..., None], pred[..., None]
             else:
-                spacing = [float(s) for s in item[CommonKeys.IMAGE].pixdim]
+                affine = np.asarray(item[CommonKeys.IMAGE].affine, dtype=np.float64)
+                spacing, axcodes = [float(s) for s in voxel_sizes(affine)], "".join(aff2axcodes(affine))
                 index = 0
             if self.open is None or self.open["case"] != item["case"]:
                 self.close()
-                self.open = {"case": item["case"], "patient": item["patient"], "spacing": spacing, "parts": []}
+                self.open = {"case": item["case"], "patient": item["patient"], "parts": []}
+                self.open |= {"spacing": spacing, "axcodes": axcodes}
             self.open["parts"].append((index, image, truth, pred))
 
     def close(self) -> None:
@@ -166,6 +170,7 @@ class Scores:
                 pred=np.moveaxis(pred[..., shown], -1, 0),
                 slices=shown + first,
                 spacing=np.asarray(self.open["spacing"][:2]),
+                axcodes=np.asarray(list(self.open["axcodes"]), dtype=str),
                 channel_names=np.asarray(names, dtype=str),
                 case=np.asarray(self.open["case"], dtype=str),
                 patient=np.asarray(self.open["patient"], dtype=str),

@@ -61,7 +61,7 @@ def test_layout_is_that_of_the_thesis(store):
         assert file["test/patient_id"][:].tolist() == [4] * 5 + [5] * 5
         assert json.loads(file.attrs["patients"]) == ["P0", "P1", "P2", "P3", "P4", "P5"]
         assert json.loads(file["val"].attrs["cases"]) == [
-            {"index": 0, "case": "c03", "patient": "P3", "spacing": [2, 1.5, 3], "shape": [12, 10, 5]}
+            {"index": 0, "case": "c03", "patient": "P3", "spacing": [2, 1.5, 3], "shape": [12, 10, 5], "axcodes": "RAS"}
         ]
 
 
@@ -173,7 +173,7 @@ def test_cases_cut_along_different_directions_are_refused(tmp_path, write_datase
     turned = np.array([[0, 0, 2, 0], [2, 0, 0, 0], [0, 2, 0, 0], [0, 0, 0, 1]], dtype=float)
     for path in (*folder.image_paths("c01"), folder.label_path("c01")):
         nib.save(nib.Nifti1Image(np.asarray(nib.load(path).dataobj), turned), path)
-    with pytest.raises(DatasetError, match="axis 2 of case c01 runs R, that of the cases before it S"):
+    with pytest.raises(DatasetError, match="axis 2 of case c01 runs to R, that of case c00 to S"):
         write_slices(tmp_path)
 
 
@@ -239,7 +239,7 @@ def test_indices_are_those_of_a_list(store):
 def test_more_cases_than_an_attribute_of_old_files_holds(store, tmp_path):
     path = copied(store, tmp_path)
     cases = [
-        {"index": i, "case": f"c{i:06d}", "patient": "P3", "spacing": [1, 1, 1], "shape": [9, 9, 9]}
+        {"index": i, "case": f"c{i:06d}", "patient": "P3", "spacing": [1, 1, 1], "shape": [9, 9, 9], "axcodes": "RAS"}
         for i in range(2000)
     ]
     with h5py.File(path, "a") as file:

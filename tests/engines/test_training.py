@@ -34,6 +34,7 @@ class Squares(Dataset):
             "patient": f"patient{index // 4}",
             "slice": index % 4,
             "spacing": torch.tensor([1.0, 1.0, 3.0]),
+            "axcodes": "LPS",
         }
 
 
@@ -217,6 +218,7 @@ def test_pictures_show_what_the_network_saw(tmp_path):
         assert content["image"].shape == (1, 4, 10, 8)
         assert content["label"].sum() == 4 * 16
         assert str(content["channel_names"][0]) == "CT"
+        assert content["axcodes"].tolist() == ["L", "P", "S"]
         expected = np.stack([Squares()[i]["image"].numpy()[0] for i in range(4, 8)])
         assert np.allclose(content["image"][0], expected, atol=1e-3)
 
