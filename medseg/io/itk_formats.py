@@ -70,8 +70,7 @@ def read_itk(path: Path, kind: str) -> Volume:
         GeometryError: axes that do not span space.
     """
     header = read_itk_header(path, kind)
-    if kind == "mhd":
-        _check_meta(path, voxels=True)
+    (_check_meta if kind == "mhd" else _check_nrrd)(path, voxels=True)
     try:
         image = sitk.ReadImage(str(path), imageIO="MetaImageIO" if kind == "mhd" else "NrrdImageIO")
     except RuntimeError as error:
@@ -147,7 +146,7 @@ def _check_meta(path: Path, *, voxels: bool = False) -> None:
 
 def _check_stream(path: Path, data: Path, offset: int, needed: int) -> None:
     """Inflate compressed voxels once and check their sum, for ITK takes a damaged stream without a word."""
-    stream, length = zlib.decompressobj(), 0
+    stream, length = zlib.decompressobj(wbits=47), 0  # zlib or gzip, as its head says
     try:
         with data.open("rb") as file:
             file.seek(offset)
@@ -166,10 +165,11 @@ def _check_stream(path: Path, data: Path, offset: int, needed: int) -> None:
         )
 
 
-def _check_nrrd(path: Path) -> None:
+def _check_nrrd(path: Path, *, voxels: bool = False) -> None:
     with path.open("rb") as file:
         start = file.read(1 << 16)
-    end = min((p for p in (start.find(b"\n\n"), start.find(b"\r\n\r\n")) if p >= 0), default=len(start))
+    ends = [place + len(mark) for mark in (b"\n\n", b"\r\n\r\n") if (place := start.find(mark)) >= 0]
+    end = min(ends, default=len(start))
     keys: dict[str, str] = {}
     for line in start[:end].decode("latin-1").splitlines():
         key, _, value = line.partition(":")
@@ -185,18 +185,22 @@ def _check_nrrd(path: Path) -> None:
     width = {"8": 1, "16": 2, "32": 4, "64": 8, "uchar": 1, "ushort": 2, "uint": 4, **_NRRD_BYTES}.get(
         re.sub(r" int$", "", kind) if kind != "int" else kind, 1
     )
-    needed = int(np.prod([*size, width], dtype=object))
+    full = needed = int(np.prod([*size, width], dtype=object))
     if keys.get("encoding", "raw") not in ("raw", "txt", "text", "ascii"):
         needed //= _DEFLATE_LIMIT * 4  # bzip2 shrinks constant images further than deflate
     elif keys.get("encoding") != "raw":
         needed //= width
     source = keys.get("datafile")
     if source is None:
+        data = path
         _check_size(path, path, needed + end, "")
     elif source.startswith("LIST") or "%" in source:
         raise ReadError(f"{path}: `data file` is a list of files: expected one file")
     else:
-        _check_size(path, _inside(path, source), needed, "data file ")
+        data, end = _inside(path, source), 0
+        _check_size(path, data, needed, "data file ")
+    if voxels and keys.get("encoding") in ("gzip", "gz") and not {"lineskip", "byteskip"} & keys.keys():
+        _check_stream(path, data, end, full)
 
 
 def _inside(path: Path, source: str) -> Path:
