@@ -1,1 +1,3 @@
+"""The version of medseg."""
+
 __version__ = "0.1.0"

@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -118,7 +119,10 @@ def run_bundle(bundle: str | Path, workflow: str, words: Sequence[str] = ()) -> 
     files = [str(root / "configs" / name) for name in WORKFLOWS[workflow]]
     kind = "train" if "train" in workflow else "infer"
     print(f"{root.name}: a MONAI config is code, and is run; use configs that you trust", file=sys.stderr)
-    logging.captureWarnings(True)
+    logging.getLogger("monai.bundle").setLevel(logging.WARNING)
+    # MONAI announces a GPU decoder that it does not find whenever LoadImage is made
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
     run = CheckedWorkflow(files, workflow_type=kind, **{"bundle_root": str(root)} | _overrides(words))
     run.initialize()
     run.run()
