@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -155,7 +156,8 @@ def _header(series: Series) -> Dataset | None:
     if series.kind != "dicom":
         return None
     try:
-        return pydicom.dcmread(series.files[0], stop_before_pixels=True)
+        with warnings.catch_warnings(action="ignore"):
+            return pydicom.dcmread(series.files[0], stop_before_pixels=True)
     except Exception:  # pydicom raises many kinds on damaged files
         return None
 

@@ -339,13 +339,13 @@ def _throat(rng: np.random.Generator) -> Array:
 def _paint_distractors(c: _Canvas, muscle: float, rng: np.random.Generator) -> None:
     """Paint what is hot on PET without being a tumor, and what looks like a tumor on CT without being hot."""
     # CT: cold lymph nodes beside the vessels, lymphoid tissue at the throat.
-    for _ in range(rng.integers(3, 9)):
+    for _ in range(rng.integers(3, 8)):
         side = rng.choice((-1, 1))
         place = (side * rng.uniform(36, 46), rng.uniform(2, 24), rng.uniform(-52, 6))
-        c.paint(c.ellipsoid(place, rng.uniform(3, 7.5, 3)), muscle + rng.uniform(0, 25), rng.uniform(0.8, 1.8))
-    for _ in range(rng.integers(1, 4)):
-        level = c.lump(_throat(rng), rng.uniform(6, 14, 3), rng)
-        c.paint((c.whole, np.maximum(level, -c.bone)), muscle + rng.uniform(8, 24), rng.uniform(0.9, 1.8))
+        c.paint(c.ellipsoid(place, rng.uniform(4, 10.5, 3)), muscle + rng.uniform(0, 22), rng.uniform(0.8, 1.8))
+    for _ in range(rng.integers(2, 6)):
+        level = c.lump(_throat(rng), rng.uniform(6, 19, 3), rng)
+        c.paint((c.whole, np.maximum(level, -c.bone)), muscle + rng.uniform(6, 20), rng.uniform(0.9, 1.8))
     # PET: brown fat is hot only where CT shows fat.
     if rng.random() < 0.55:
         for side in (-1, 1):
@@ -366,10 +366,10 @@ def _paint_distractors(c: _Canvas, muscle: float, rng: np.random.Generator) -> N
         hot = rng.uniform(3, 6)
         for side in (-1, 1):
             c.paint(c.ellipsoid((side * 55, -20, 4), (7, 16, 23)), None, hot * rng.uniform(0.7, 1.2))
-    for _ in range(rng.integers(0, 2)):  # inflamed tissue: swollen with water, darker than muscle on CT
+    for _ in range(rng.integers(1, 4)):  # inflamed tissue: swollen with water, darker than muscle on CT
         level = np.maximum(c.lump(_throat(rng), rng.uniform(6, 12, 3), rng), -c.bone)
         c.paint((c.whole, level), muscle - rng.uniform(35, 50), rng.uniform(4, 12))
-    for _ in range(rng.integers(0, 2)):  # reactive node with fat at its hilum
+    for _ in range(rng.integers(0, 4)):  # reactive node with fat at its hilum
         side = rng.choice((-1, 1))
         place = (side * rng.uniform(36, 46), rng.uniform(2, 24), rng.uniform(-50, 4))
         c.paint(c.ellipsoid(place, rng.uniform(5, 9, 3)), rng.uniform(-60, -15), rng.uniform(4, 10))
@@ -396,8 +396,8 @@ def _paint_tumors(c: _Canvas, body: Array, muscle: float, stage: str, rng: np.ra
                 taken.append((spot, size))
                 lumps[f"LN_{number}"] = c.lump(spot, size * rng.uniform(0.8, 1.2, 3), rng)
                 break
-    enhancement = rng.uniform(8, 22)
-    uptake = float(np.clip(np.exp(rng.normal(np.log(8.5), 0.35)), 5, 18))
+    enhancement = rng.uniform(6, 18)
+    uptake = float(np.clip(np.exp(rng.normal(np.log(7.5), 0.4)), 4.5, 17))
     mottle = _smooth_noise(rng, c.grid.shape, 5 / np.asarray(c.grid.spacing))
     structures = {}
     for name, lump in lumps.items():
@@ -470,7 +470,7 @@ def simulate_patient(number: int, *, seed: int = 0, image_size: int = 96, slices
     )
     # The scan reaches from the root of the neck to the lower brain: its middle lies below the tonsils.
     middle = corner + (np.asarray(ct_grid.shape) - 1) / 2 * ct_grid.spacing
-    center = middle + (0, 0, 14) + rng.normal(0, (2.5, 2, 3))
+    center = middle + rng.normal((0, 0, 14), (2.5, 2, 3))
     canvas = _Canvas(grid, center, rng)
     muscle = _paint_anatomy(canvas, rng)
     _paint_distractors(canvas, muscle, rng)
@@ -493,7 +493,7 @@ def _scan_ct(c: _Canvas, rng: np.random.Generator) -> Array:
     texture = _smooth_noise(rng, c.grid.shape, 4.0 / np.asarray(c.grid.spacing))
     grain = _smooth_noise(rng, c.grid.shape, (0.6, 0.6, 0.0))
     hu = ndimage.gaussian_filter(c.hu, (0.35, 0.35, 0), truncate=3)
-    hu += rng.uniform(5, 8) * texture * tissue + rng.uniform(8, 14) * grain
+    hu += rng.uniform(6, 10) * texture * tissue + rng.uniform(9, 16) * grain
     return np.round(np.clip(hu, -1024, 3071))
 
 
