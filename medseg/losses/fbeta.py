@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from medseg.errors import ConfigError
-from medseg.metrics import confusion_counts
+from medseg.metrics import Counts, confusion_counts
 
 
 class FBetaLoss(_Loss):
@@ -25,7 +25,8 @@ class FBetaLoss(_Loss):
 
     An image whose truth is empty has the loss 1 − smooth / (smooth + c Σ ŷ), with c = 1 / (1 + β²) (and ŷ² with
     squares): nearly 1 as soon as anything is predicted, nearly without gradient, and 0 for an empty prediction. It
-    does no harm and teaches little; raise ``smooth`` to teach more.
+    does no harm and teaches little, so that a network trained on it finds tumours where there are none; take
+    ``batch=True`` where slices without truth count.
 
     Args:
         beta: weight of sensitivity; 1 is Dice. With squares at least 1: below, the loss is not smallest at the truth,
@@ -39,6 +40,7 @@ class FBetaLoss(_Loss):
             ``smooth_dr``.
         reduction: "mean" over images, "sum" over images as in the thesis (classes are averaged all the same), or
             "none" for ``(B, C)``.
+        batch: whether the sums go over all images of the batch, as if they were one (``B`` is then 1).
 
     Shape:
         input ``(B, C, *spatial)``, of probabilities or, with ``sigmoid`` or ``softmax``, logits; target of the same
@@ -70,6 +72,7 @@ class FBetaLoss(_Loss):
         to_onehot_y: bool = False,
         smooth: float = 1e-5,
         reduction: str = "mean",
+        batch: bool = False,
     ) -> None:
         super().__init__(reduction=reduction)
         if not (0 < beta < math.inf) or smooth < 0:
@@ -90,6 +93,7 @@ class FBetaLoss(_Loss):
         self.softmax = softmax
         self.to_onehot_y = to_onehot_y
         self.smooth = float(smooth)
+        self.batch = batch
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss of a batch."""
@@ -106,6 +110,8 @@ class FBetaLoss(_Loss):
         if not self.include_background and channels > 1:
             pred, truth = pred[:, 1:], truth[:, 1:]
         counts = confusion_counts(pred, truth, power=2 if self.squared else 1)
+        if self.batch:
+            counts = Counts(*(count.sum(0, keepdim=True) for count in counts))
         weight = 1 / (1 + self.beta**2)
         errors = weight * counts.fp + (1 - weight) * counts.fn
         loss: Any = 1 - (counts.tp + self.smooth) / (counts.tp + errors + self.smooth)

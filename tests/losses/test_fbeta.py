@@ -195,3 +195,25 @@ def test_softmax_of_one_channel_is_refused():
 def test_shapes_that_differ_are_refused():
     with pytest.raises(GeometryError, match=r"\(3, 1, 6, 5\) against truth of shape \(3, 1, 6, 4\)"):
         FBetaLoss()(batch()[0], batch()[1][..., :4])
+
+
+@pytest.mark.parametrize("squared", [True, False])
+def test_over_the_batch_false_alarms_in_an_empty_image_cost(squared):
+    truth = torch.zeros(2, 1, 4, 4)
+    truth[0, 0, :2] = 1
+    pred = truth.clone()
+    pred[1, 0, 0] = 0.5
+    pred.requires_grad_()
+    loss = FBetaLoss(beta=2, squared=squared, batch=True)(pred, truth)
+    # 8 found, none missed, and 4 false alarms of a half (of a quarter, squared), weighted 1 / 5
+    alarms = 4 * (0.25 if squared else 0.5) / 5
+    assert loss.item() == pytest.approx(1 - 8 / (8 + alarms), abs=1e-5)
+    loss.backward()
+    assert (pred.grad[1, 0, 0] > 1e-3).all()
+
+
+def test_over_the_batch_is_one_large_image():
+    torch.manual_seed(0)
+    pred, truth = torch.rand(3, 2, 4, 4), (torch.rand(3, 2, 4, 4) > 0.5).float()
+    as_one = [x.movedim(0, 2).flatten(2)[None] for x in (pred, truth)]
+    assert torch.allclose(FBetaLoss(beta=2, batch=True)(pred, truth), FBetaLoss(beta=2)(*as_one))
