@@ -56,7 +56,9 @@ class Group(click.Group):
                 message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             else:
                 raise
-        click.echo(f"error: {' '.join(message.split())}", err=True)
+        # file names and DICOM text may hold control characters, which a terminal would obey
+        printable = "".join(character if character.isprintable() else " " for character in message)
+        click.echo(f"error: {' '.join(printable.split())}", err=True)
         ctx.exit(1)
 
 
