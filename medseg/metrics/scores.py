@@ -14,7 +14,7 @@ Hausdorff distance            nan                      nan                      
 
 So a false alarm where there is nothing to find costs, and finding nothing there is right. Such slices are many and
 easy: rows of scores say ``truth_empty`` and ``pred_empty``, and a report keeps them apart. ``empty=nan`` makes a
-    score undefined instead.
+score undefined instead.
 """
 
 from math import nan
