@@ -29,13 +29,15 @@ def demo(out: Path) -> None:
 @click.option("--copy", "to", type=_PATH, help="Copy the bundle NAME into this folder, to change it.")
 def bundles(name: str | None, to: Path | None) -> None:
     """List the bundles that came with medseg, or copy one."""
-    from medseg.experiments import bundle_table, copy_bundle
+    from medseg.experiments import bundle_path, bundle_table, copy_bundle
 
     if to is not None:
         if name is None:
             raise click.UsageError("--copy needs the NAME of a bundle")
         click.echo(copy_bundle(name, to))
     else:
+        if name is not None:
+            bundle_path(name)  # refuses a misspelt one
         for row in bundle_table():
             if name in (None, row.name):
                 click.echo(f"{row.name}  {row.version}  {row.task}\n    {row.path}")

@@ -15,6 +15,7 @@ from pydoc import locate
 from types import FrameType, TracebackType
 from typing import Any
 
+import yaml
 from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow
 
 from medseg.errors import ConfigError, own_error
@@ -27,6 +28,23 @@ _WORKFLOW_ARGUMENTS = {
     "args_file",
     "workflow_name",
 }
+
+
+def _load(config_file: str | Sequence[str]) -> ConfigParser:
+    """Return the config files, merged in order.
+
+    Raises:
+        ConfigError: if one is absent or cannot be read as YAML or JSON.
+    """
+    files = [config_file] if isinstance(config_file, str) else list(config_file)
+    for file in files:
+        try:
+            ConfigParser.load_config_file(file)
+        except OSError as error:
+            raise ConfigError(f"config_file: {file}: {error.strerror}; name a config of the bundle") from error
+        except (yaml.YAMLError, ValueError) as error:
+            raise ConfigError(f"config_file: {file}: not YAML or JSON ({' '.join(str(error).split())})") from error
+    return ConfigParser(ConfigParser.load_config_files(files))
 
 
 def _keys(config: Any, parent: str = "") -> list[str]:
@@ -68,7 +86,7 @@ def check_config_overrides(config_file: str | Sequence[str], overrides: Mapping[
     Raises:
         ConfigError: naming the override and the nearest right ones.
     """
-    parser = ConfigParser(ConfigParser.load_config_files(config_file))
+    parser = _load(config_file)
     known = _keys(parser.get())
     for key in overrides:
         name = str(key).replace("::", _SEPARATOR)

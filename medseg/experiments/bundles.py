@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import json
 import logging
+import re
 import shutil
 import sys
 import warnings
@@ -85,6 +86,24 @@ def copy_bundle(bundle: str, folder: Path) -> Path:
     return target
 
 
+class _ValueLoader(yaml.SafeLoader):
+    """YAML in which `1e-3` is a number, as in YAML 1.2 and in every shell; PyYAML keeps to 1.1, where it is a word."""
+
+
+_ValueLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"), list("-+.0123456789")
+)
+
+
+def _value(key: str, text: str) -> object:
+    if text.startswith(("$", "@", "%")):  # MONAI's own: an expression, a reference, a macro
+        return text
+    try:
+        return yaml.load(text, _ValueLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override --{key}: found {text!r}, which is not YAML; put quotes around words") from error
+
+
 def _overrides(words: Sequence[str]) -> dict[str, object]:
     """Return id and value of each `--id value` or `--id=value`; values are YAML, so `[0, 1]` is a list."""
     overrides: dict[str, object] = {}
@@ -94,7 +113,7 @@ def _overrides(words: Sequence[str]) -> dict[str, object]:
         if not word.startswith("--") or (("=" not in word) and (not rest)):
             raise ConfigError(f"override {word}: expected pairs of --ID VALUE")
         key, given, value = word[2:].partition("=")
-        overrides[key] = yaml.safe_load(value if given else rest.pop(0))
+        overrides[key] = _value(key, value if given else rest.pop(0))
     return overrides
 
 
