@@ -91,7 +91,7 @@ class DatasetFolder:
 
     @cached_property
     def cases(self) -> pd.DataFrame:
-        """cases.csv: a row per case.
+        """The table cases.csv, a row per case.
 
         Columns: ``case``, ``patient`` (pseudonyms, unless the public identifiers were kept), ``stratum`` (may be
         empty), ``shape`` (``256x256x120``), ``spacing`` (mm, ``1x1x3``), ``volume_ml_<label>`` for every label,
@@ -152,7 +152,7 @@ class DatasetFolder:
             fold: which fold, from 0; a split into train, val and test is one fold.
 
         Returns:
-            a dict per case, in the order of splits.json: ``image`` (absolute paths, one per channel), ``label``
+            a dict per case, in the order of splits.json, with ``image`` (absolute paths, one per channel), ``label``
             (absolute path), ``case`` and ``patient``.
 
         Raises:

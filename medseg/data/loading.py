@@ -139,7 +139,7 @@ class SeededSampler(DistributedSampler):
             seed=seed,
         )
         self.even_divisible = even_divisible
-        #: Samples of the coming epoch to pass over: where an interrupted epoch goes on. Back to 0 after one epoch.
+        #: Samples of the coming epoch to pass over, where an interrupted epoch goes on. Back to 0 after one epoch.
         self.start = 0
 
     def __iter__(self) -> Iterator[tuple[int, int]]:

@@ -12,7 +12,7 @@ case_id    [n]            uint32  index into the group's attribute ``cases``
 ========== ============== ======= ==================================================
 
 Attributes of the file, all JSON: ``channel_names``, ``labels`` (name to value), ``patients``, ``settings`` (fold, keep,
-axis, size), and, plain, ``version`` and ``source_sha256`` (see :func:`source_hash`). Attribute of a group: ``cases``, a
+axis, size), and, plain, ``version`` and ``source_sha256`` (see ``source_hash``). Attribute of a group: ``cases``, a
 JSON list of ``{"index", "case", "patient", "spacing", "shape", "axcodes"}``; spacing (mm), shape and the anatomical
 directions to which the axes run (``LPS``) are those of the case in the dataset, its slice axis moved to the end. A
 chunk is one slice. Nothing is compressed by default: reading a slice at random takes then a tenth of the time that lzf

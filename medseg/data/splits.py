@@ -42,8 +42,9 @@ def make_splits(
         stratify: column with the stratum of a case (a tumor stage, a hospital); an empty value is a stratum too.
 
     Returns:
-        the content of ``splits.json``: ``seed``, ``stratify``, ``folds`` (a list of ``{"train": [case, ...],
-        "val": [case, ...]}``, one entry when ``folds`` is not given) and ``test`` (a list of cases).
+        the content of ``splits.json``, which is ``seed``, ``stratify``, ``folds`` and ``test``, a list of cases. An
+        entry of ``folds`` is ``{"train": [case, ...], "val": [case, ...]}``; it is the only one when ``folds`` is not
+        given.
 
     Raises:
         DatasetError: too few patients, a column that is not there, a patient of two strata, a case listed twice,
@@ -124,7 +125,8 @@ def find_split_errors(
     """Give every error that :func:`check_splits` could raise, one for each patient or case that is wrong.
 
     Yields:
-        :class:`LeakageError` for a patient in two parts, :class:`DatasetError` for anything else.
+        :class:`~medseg.errors.LeakageError` for a patient in two parts,
+        :class:`~medseg.errors.DatasetError` for anything else.
 
     Example:
         >>> cases = pd.DataFrame({"case": ["a", "b"], "patient": ["A", "B"]})

@@ -20,7 +20,7 @@ def study_datalist(root: str | os.PathLike[str], modalities: Mapping[str, str]) 
         modalities: key in the list and DICOM modality, such as ``{"ct": "CT", "pet": "PT"}``.
 
     Returns:
-        an entry per study: under each key the files of its series, and under ``case`` a name made from the
+        an entry per study, under each key the files of its series, and under ``case`` a name made from the
         StudyInstanceUID by SHA-256, which says nothing of the patient and is the same every time.
 
     Raises:
@@ -55,7 +55,7 @@ def image_datalist(root: str | os.PathLike[str], pattern: str = "*.nii.gz") -> l
             Names that start with a dot are left out.
 
     Returns:
-        an entry per image, sorted: its path under ``image``, and under ``case`` a name for what is made of it: the
+        an entry per image, sorted, with its path under ``image``, and under ``case`` a name for what is made of it: the
         path below `root` without suffix, in letters, digits, dots, dashes and underscores; where two images would have
         the same name, followed by the first digits of their path's SHA-256.
 

@@ -29,7 +29,7 @@ def read_image(path: PathLike | Sequence[PathLike], *, pet_units: str = "SUVbw")
         pet_units: ``"SUVbw"``, or ``"stored"`` for PET values as stored (rescaled).
 
     Returns:
-        float32 ``MetaTensor``, channel first: [C, X, Y, Z], or [C, X, Y] for pictures and other flat images, in stored
+        float32 ``MetaTensor``, channel first, [C, X, Y, Z], or [C, X, Y] for pictures and other flat images, in stored
         voxel order; a DICOM series runs along column, row and slice, slices ascending along their normal. The affine
         takes voxel indices to RAS millimetres. CT is in HU. ``meta`` tells ``modality``, ``units``, ``has_geometry``
         (False for pictures, whose affine is the identity) and, for DICOM, the identity of the study under ``dicom``.

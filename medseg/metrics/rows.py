@@ -85,7 +85,7 @@ def slice_scores(
         beta: of the column ``f_beta``.
 
     Returns:
-        A row per label and slice, slices within labels: ``slice`` (its index along the axis) and the columns of
+        A row per label and slice, slices within labels, with ``slice`` (its index along the axis) and the columns of
         :func:`case_scores` without the surface distances.
 
     Raises:
