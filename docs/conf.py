@@ -6,7 +6,7 @@ from typing import Any
 import click
 from docutils import nodes
 from sphinx.application import Sphinx
-from sphinx.errors import ExtensionError
+from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
@@ -70,14 +70,11 @@ class CommandHelp(SphinxDirective):
         return [nodes.literal_block(text=command.get_help(context), language="text")]
 
 
-def name_undocumented(app: Sphinx, error: Exception | None) -> None:
+def name_undocumented(app: Sphinx, env: BuildEnvironment) -> None:
     """Warn of every public name that no reference page has."""
-    if error is not None:
-        return
-    documented = {name for name, *_ in app.env.domains["py"].get_objects()}
+    documented = {name for name, *_ in env.domains["py"].get_objects()}
     for room in ROOMS:
-        module = importlib.import_module(f"medseg.{room}")
-        for name in module.__all__:
+        for name in importlib.import_module(f"medseg.{room}").__all__:
             if f"medseg.{room}.{name}" not in documented:
                 logging.getLogger(__name__).warning("medseg.%s.%s is public and in no reference page", room, name)
 
@@ -85,5 +82,5 @@ def name_undocumented(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the directive and the check."""
     app.add_directive("command-help", CommandHelp)
-    app.connect("env-check-consistency", lambda app, env: name_undocumented(app, None))
+    app.connect("env-check-consistency", name_undocumented)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
