@@ -177,10 +177,14 @@ class Scores:
             )
 
     def write(self) -> None:
-        """Write scores.csv."""
+        """Write scores.csv, and say where it is and what the cases scored."""
         self.close()
         path = self.run_dir / "scores.csv"
         table = pd.DataFrame(self.rows)
+        cases = table[table["level"] == "case"]
+        for label, scored in cases.groupby("label", sort=False):
+            dice = metrics.bootstrap_interval(scored["dice"].to_numpy(), groups=scored["patient"].to_numpy())
+            print(f"{self.split}, {label}: Dice per case {dice}, {len(scored)} cases; every score: {path}")
         first = ["split", "level", "case", "patient", "slice", "label"]
         table = table[first + [c for c in table.columns if c not in first]]
         table["slice"] = table["slice"].astype("Int64")

@@ -63,7 +63,8 @@ def segmentation_trainer(
         lr_scheduler: a torch scheduler, stepped after every iteration.
         early_stopping: stop after this many validations without a better key metric; default: never.
         ema_momentum: keep, validate and save an exponential moving average of the weights, which takes this share of
-            the newest ones at each iteration (Polyak and Juditsky 1992); default: none.
+            the newest ones at each iteration (Polyak and Juditsky 1992), and more during the first 1 / ema_momentum
+            iterations, so that the first weights are soon forgotten; default: none.
         amp: bfloat16 autocast on devices that compute it natively; elsewhere on CUDA, float16 with loss scaling;
             elsewhere float32.
         channel_names: names of the input channels, for TensorBoard.
@@ -101,7 +102,8 @@ def segmentation_trainer(
     model: torch.nn.Module = network
     if ema_momentum is not None:
         bare = network.module if isinstance(network, DistributedDataParallel) else network
-        average = EMAHandler(bare, momentum=ema_momentum, handle_buffers="copy")
+        warmup = round(1 / ema_momentum)
+        average = EMAHandler(bare, ema_momentum, momentum_warmup=1.0, warmup_iters=warmup, handle_buffers="copy")
         average.attach(trainer)
         model = average.ema_model
         if validator is not None:

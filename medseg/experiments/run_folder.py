@@ -56,6 +56,27 @@ def new_run(root: Path | str, name: str) -> Path:
     return Path(str(made[0]))
 
 
+def latest_run(root: Path | str, name: str) -> Path:
+    """Return the newest run folder of an experiment.
+
+    Raises:
+        ConfigError: if there is none.
+
+    Example:
+        >>> import tempfile
+        >>> root = tempfile.mkdtemp()
+        >>> made = [new_run(root, "unet") for _ in range(2)]
+        >>> latest_run(root, "unet").name
+        '01'
+    """
+    runs = [p for p in (Path(root) / name).glob("*") if p.is_dir() and p.name.isdecimal()]
+    if not runs:
+        raise ConfigError(
+            f"{Path(root) / name}: found no run in it, expected 00, 01, …; train first, or name --run_dir"
+        )
+    return max(runs, key=lambda run: int(run.name))
+
+
 def record_run(run_dir: Path | str, dataset_dir: Path | str, seed: int, **facts: Any) -> None:
     """Write what a run is into its folder: `run.json`, and the resolved bundle config as `config.yaml`.
 

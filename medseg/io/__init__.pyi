@@ -5,6 +5,7 @@ from .image import read_image as read_image
 from .image import read_series as read_series
 from .nifti import write_nifti as write_nifti
 from .reader import Reader as Reader
+from .rtstruct import RoiSummary as RoiSummary
 from .rtstruct import list_rois as list_rois
 from .rtstruct import read_rtstruct as read_rtstruct
 from .series import Series as Series
@@ -15,6 +16,7 @@ from .suv import suv_factor as suv_factor
 
 __all__ = [
     "Reader",
+    "RoiSummary",
     "Series",
     "Study",
     "atomic_path",
