@@ -61,7 +61,7 @@ def image_datalist(root: str | os.PathLike[str], pattern: str = "*.nii.gz") -> l
 
     Raises:
         ReadError: there is no such folder, or nothing in it fits `pattern`.
-        ConfigError: a pattern that is empty or absolute.
+        ConfigError: a pattern that is empty, absolute or leads out of `root`.
 
     Example:
         >>> import tempfile
@@ -74,7 +74,7 @@ def image_datalist(root: str | os.PathLike[str], pattern: str = "*.nii.gz") -> l
     root = Path(root)
     if not root.is_dir():
         raise ReadError(f"{root}: no such folder, expected one with images; name it with --dataset_dir")
-    if not pattern or Path(pattern).is_absolute():
+    if not pattern or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
         raise ConfigError(f"pattern: found {pattern!r}, expected one of names in a folder, such as *.nii.gz")
     files = sorted(path for path in root.glob(pattern) if not path.name.startswith("."))
     if not files:

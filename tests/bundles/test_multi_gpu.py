@@ -1,7 +1,6 @@
 """The multi-GPU overlay, as two processes on the CPU that talk through gloo."""
 
 import math
-import re
 from pathlib import Path
 
 import numpy as np
@@ -60,11 +59,18 @@ def test_two_processes_train_one_network_and_rank_0_alone_writes(bundle, shell, 
     assert scored == pytest.approx(evaluator.state.metrics["val_dice"], abs=1e-4)
 
 
-def test_a_failure_of_both_processes_leaves_no_run(petct, shell, tmp_path: Path):
-    done = run_two(petct, shell, tmp_path, **{"train#trainer#max_epoch": 2})
-    assert done.returncode != 0
-    assert len(re.findall("error: override --train#trainer#max_epoch: no such key", done.stderr)) >= 1
-    assert not (tmp_path / "runs").exists()
+def test_the_overlay_adds_to_the_training_and_shares_the_validation_out(bundle):
+    alone = ConfigParser.load_config_files(bundle.files("train.yaml"))
+    merged = ConfigParser.load_config_files(bundle.files("train.yaml", "multi_gpu_train.yaml"))
+    assert set(alone["imports"]) < set(merged["imports"])
+    assert merged["validate"]["dataloader"] == alone["validate"]["dataloader"] | {"sampler": "@validate#sampler"}
+    assert merged["validate"]["sampler"]["even_divisible"] is False
+    assert merged["train"] == alone["train"]  # SeededLoader shares its samples out itself
+    # both say the same about the network but for the wrapper
+    assert merged["network"]["module"] == alone["network"]
+    # what a training alone does first, each process does as well
+    assert set(alone["initialize"]) < set(merged["initialize"])
+    assert merged["initialize"][0] == "$medseg.engines.check_overrides()"
 
 
 SCORING = """
