@@ -34,7 +34,7 @@ def _step(folder: Path, title: str, *command: str) -> None:
 
 
 def run_demo(
-    out: Path | str, patients: int = 40, max_epochs: int = 16, slices: int = 40, image_size: int = 96, seed: int = 0
+    out: Path | str, patients: int = 40, max_epochs: int = 8, slices: int = 40, image_size: int = 96, seed: int = 0
 ) -> Path:
     """Generate a PET/CT cohort, build a dataset, train on PET/CT and on CT alone, report, and delineate a new study.
 
