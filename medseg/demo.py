@@ -72,13 +72,13 @@ def run_demo(
     _step(out, "What is in the folder", "data_prep", "inspect", "dicom", "--csv", "--out", "series.csv")
     _step(
         out,
-        "One dataset: PET in SUV on the CT's grid, the tumour and the nodes as one class",
+        "One dataset: PET in SUV on the CT's grid, the tumor and the nodes as one class",
         *("data_prep", "build", "petct", "dicom", "dataset", "--roi", "GTV*", "--roi", "LN*", "--spacing", *SPACING),
         *("--clinical", "dicom/clinical.csv", "--stratum-column", "stage", "--keep-identifiers"),
     )
     _step(
         out,
-        "Train, validation and test patients, stratified by tumour stage",
+        "Train, validation and test patients, stratified by tumor stage",
         *("data_prep", "split", "dataset", "--fractions", "0.6", "0.1", "0.3", "--stratify", "stratum"),
         *("--seed", str(seed)),
     )

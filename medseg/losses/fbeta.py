@@ -25,7 +25,7 @@ class FBetaLoss(_Loss):
 
     An image whose truth is empty has the loss 1 − smooth / (smooth + c Σ ŷ), with c = 1 / (1 + β²) (and ŷ² with
     squares): nearly 1 as soon as anything is predicted, nearly without gradient, and 0 for an empty prediction. It
-    does no harm and teaches little, so that a network trained on it finds tumours where there are none; take
+    does no harm and teaches little, so that a network trained on it finds tumors where there are none; take
     ``batch=True`` where slices without truth count.
 
     Args:

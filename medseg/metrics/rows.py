@@ -53,9 +53,9 @@ def case_scores(
     Example:
         >>> truth = np.zeros((8, 8, 4), np.uint8)
         >>> truth[2:6, 2:6, 1:3] = 1
-        >>> [row] = case_scores(np.roll(truth, 1, axis=0), truth, (2.0, 1.0, 3.0), {"tumour": 1})
+        >>> [row] = case_scores(np.roll(truth, 1, axis=0), truth, (2.0, 1.0, 3.0), {"tumor": 1})
         >>> row["label"], row["tp"], row["fp"], float(row["dice"]), row["hd95_mm"], row["surface_dice"]
-        ('tumour', 24, 8, 0.75, 2.0, 1.0)
+        ('tumor', 24, 8, 0.75, 2.0, 1.0)
     """
     pred_map, truth_map = _label_maps(pred, truth, spacing)
     rows = []
@@ -95,7 +95,7 @@ def slice_scores(
     Example:
         >>> truth = np.zeros((4, 4, 3), np.uint8)
         >>> truth[:2, :2, 1] = 1
-        >>> rows = slice_scores(np.zeros_like(truth), truth, {"tumour": 1})
+        >>> rows = slice_scores(np.zeros_like(truth), truth, {"tumor": 1})
         >>> [(row["slice"], float(row["dice"]), row["truth_empty"]) for row in rows]
         [(0, 1.0, True), (1, 0.0, False), (2, 1.0, True)]
     """
