@@ -78,7 +78,9 @@ def latest_run(root: Path | str, name: str) -> Path:
 
 
 def record_run(run_dir: Path | str, dataset_dir: Path | str, seed: int, **facts: Any) -> None:
-    """Write what a run is into its folder: `run.json`, and the resolved bundle config as `config.yaml`.
+    """Write what a run is into its folder: `run.json`, and the bundle's config as `config.yaml`.
+
+    The config is the one that ran: files merged, overrides in, and plain values in the place of references to them.
 
     `run.json` holds the command, the seed, versions, the machine, and the hash of the dataset
     (:meth:`medseg.data.DatasetFolder.dataset_hash`).
@@ -107,9 +109,29 @@ def record_run(run_dir: Path | str, dataset_dir: Path | str, seed: int, **facts:
     _write_json(Path(run_dir) / "run.json", record)
     workflow = running_workflow()
     if workflow is not None:
-        config = {k: v for k, v in workflow.parser.get().items() if k != "_meta_"}
+        config = {k: _with_values(v, workflow.parser) for k, v in workflow.parser.get().items() if k != "_meta_"}
         with atomic_path(Path(run_dir) / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False))
+
+
+def _with_values(config: Any, parser: Any) -> Any:
+    """Return a config with plain values in the place of references to them; what is code stays as it is written."""
+    if isinstance(config, dict):
+        return {key: _with_values(value, parser) for key, value in config.items()}
+    if isinstance(config, list):
+        return [_with_values(value, parser) for value in config]
+    if isinstance(config, str) and config.startswith("@"):
+        value = _with_values(parser.get(config[1:]), parser)
+        return value if _is_plain(value) else config
+    return config
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return "_target_" not in value and all(map(_is_plain, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is not None and not (isinstance(value, str) and value.startswith(("$", "@", "%")))
 
 
 def unlock_split(run_dir: Path | str, split: str, unlock_test_set: bool = False) -> str:

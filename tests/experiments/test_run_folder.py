@@ -79,6 +79,8 @@ def test_the_config_is_kept_with_its_overrides(tmp_path: Path, write_dataset):
         "imports": ["$import medseg"],
         "learning_rate": 0.1,
         "steps": {"sizes": [1, 2]},
+        "network": {"_target_": "torch.nn.Identity"},
+        "trainer": {"rate": "@learning_rate", "sizes": "@steps#sizes", "network": "@network", "folder": "@run_dir"},
         "run_dir": "$medseg.experiments.new_run(@output_dir, 'unet')",
         "output_dir": str(tmp_path),
         "initialize": [f"$medseg.experiments.record_run(@run_dir, dataset_dir={str(dataset.root)!r}, seed=3)"],
@@ -88,7 +90,8 @@ def test_the_config_is_kept_with_its_overrides(tmp_path: Path, write_dataset):
     workflow = ConfigWorkflow(str(tmp_path / "train.yaml"), **{"learning_rate": 0.7, "steps#sizes": [3]})
     workflow.initialize()
     kept = yaml.safe_load((tmp_path / "unet/00/config.yaml").read_text())
-    assert kept == config | {"learning_rate": 0.7, "steps": {"sizes": [3]}}
+    trainer = {"rate": 0.7, "sizes": [3], "network": "@network", "folder": "@run_dir"}  # values, but not code
+    assert kept == config | {"learning_rate": 0.7, "steps": {"sizes": [3]}, "trainer": trainer}
 
 
 def test_what_is_no_dataset_is_not_recorded(tmp_path: Path):
