@@ -7,9 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from monai.data import MetaTensor
 
 from medseg.data.folder import DatasetFolder, write_case, write_index
+
+# No test asks how long something takes; and the same commit gives the same result.
+settings.register_profile(
+    "medseg",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.differing_executors],
+)
+settings.load_profile("medseg")
 
 LABELS = {"background": 0, "tumor": 1, "node": 2}
 
