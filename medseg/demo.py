@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from medseg.errors import ConfigError, MedsegError
 
@@ -27,7 +28,7 @@ def _step(folder: Path, title: str, *command: str) -> None:
     Raises:
         MedsegError: when the command fails; it has said why.
     """
-    _console.print(f"\n[bold]{title}[/bold]\n$ {shlex.join(command)}")
+    _console.print(f"\n[bold]{title}[/bold]", f"$ {escape(shlex.join(command))}", sep="\n", soft_wrap=True)
     done = subprocess.run([sys.executable, "-m", *command], cwd=folder, check=False)
     if done.returncode:
         raise MedsegError(f"{shlex.join(command)}: ended with status {done.returncode}; what it said stands above")
@@ -60,7 +61,8 @@ def run_demo(
     start = time.monotonic()
     _console.print(
         f"Everything goes to {out}. Each step is a command that you can type there yourself"
-        f" (data_prep and medseg stand in {Path(sys.executable).parent})."
+        f" (data_prep and medseg stand in {Path(sys.executable).parent}).",
+        soft_wrap=True,
     )
     size = ["--slices", str(slices), "--image-size", str(image_size)]
 
@@ -116,9 +118,10 @@ def run_demo(
         *("--checkpoint", "runs/petct/00/model_best.pt", "--output_dir", "masks"),
     )
     minutes = (time.monotonic() - start) / 60
-    report = out / "report.html"
+    report, masks, dataset = (os.path.relpath(out / name) for name in ("report.html", "masks", "dataset/report.html"))
     _console.print(
-        f"\n[bold]Done in {minutes:.1f} minutes.[/bold] Open {os.path.relpath(report)}; the new study's mask lies in "
-        f"{os.path.relpath(out / 'masks')}, the dataset's own report is {os.path.relpath(out / 'dataset/report.html')}."
+        f"\n[bold]Done in {minutes:.1f} minutes.[/bold] Open {report}; the new study's mask lies in {masks}, the "
+        f"dataset's own report is {dataset}.",
+        soft_wrap=True,
     )
-    return report
+    return out / "report.html"

@@ -1,7 +1,8 @@
 """Fixtures that every test may use."""
 
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,15 @@ LABELS = {"background": 0, "tumor": 1, "node": 2}
 def one_thread() -> None:
     """Small tensors gain nothing from several threads, and lose much where other processes want the cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def log_handlers_stay() -> Iterator[None]:
+    """A bundle's logging.conf gives the root logger handlers, on streams that are gone when the test is."""
+    root = logging.getLogger()
+    before = root.handlers[:]
+    yield
+    root.handlers[:] = before
 
 
 @pytest.fixture(scope="session")

@@ -419,8 +419,10 @@ def fill_even_odd(polygons: Sequence[np.ndarray], out: np.ndarray) -> None:
                [0, 1, 1, 0],
                [0, 0, 0, 0]], dtype=uint8)
     """
-    start = np.concatenate(polygons)
-    end = np.concatenate([np.roll(polygon, -1, axis=0) for polygon in polygons])
+    # Differences below a billionth of a pixel are noise, and an edge of such a height has no slope.
+    rounded = [np.round(polygon, 9) for polygon in polygons]
+    start = np.concatenate(rounded)
+    end = np.concatenate([np.roll(polygon, -1, axis=0) for polygon in rounded])
     # Every edge runs upwards, so that an edge walked twice crosses each line at the very same number.
     down = start[:, 0] > end[:, 0]
     start[down], end[down] = end[down], start[down]
