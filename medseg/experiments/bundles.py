@@ -138,7 +138,7 @@ def run_bundle(bundle: str | Path, workflow: str, words: Sequence[str] = ()) -> 
     files = [str(root / "configs" / name) for name in WORKFLOWS[workflow]]
     kind = "train" if "train" in workflow else "infer"
     print(f"{root.name}: a MONAI config is code, and is run; use configs that you trust", file=sys.stderr)
-    logging.getLogger("monai.bundle").setLevel(logging.WARNING)
+    logging.getLogger("monai.bundle.workflows").setLevel(logging.WARNING)
     # MONAI announces a GPU decoder that it does not find whenever LoadImage is made
     logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
