@@ -9,10 +9,13 @@ import secrets
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medseg.errors import ConfigError, DatasetError
 from medseg.io import atomic_path
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 #: Hexadecimal digits of a pseudonym: 64 bits, so that two patients of a million share one by chance of 1 in 10 million.
 DIGITS = 16
@@ -120,6 +123,33 @@ def mask(message: str, files: Mapping[Path, str], identifiers: Iterable[str] = (
         pattern = re.escape(word) if anywhere else rf"(?<![^\W_]){re.escape(word)}(?![^\W_])"
         text = re.sub(pattern, "[masked]", text, flags=re.IGNORECASE)
     return text
+
+
+#: DICOM attributes that tell who a patient is, or when and where they were seen.
+_IDENTIFIERS = (
+    *("PatientID", "OtherPatientIDs", "IssuerOfPatientID", "PatientBirthDate", "AccessionNumber", "InstitutionName"),
+    *("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
+    *("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate"),
+)
+#: Names of people, each of whose words is an identifier too.
+_NAMES = ("PatientName", "OtherPatientNames", "PatientBirthName", "ReferringPhysicianName", "OperatorsName")
+
+
+def identifying_words(header: "Dataset") -> set[str]:
+    """What a DICOM header says of who the patient is, for :func:`mask`.
+
+    Example:
+        >>> from pydicom import Dataset
+        >>> header = Dataset()
+        >>> header.PatientName, header.PatientID = "Doe^Jane", "A-17"
+        >>> sorted(identifying_words(header))
+        ['A-17', 'Doe', 'Doe^Jane', 'Jane']
+    """
+    found = {str(header.get(keyword) or "").strip() for keyword in _IDENTIFIERS}
+    for keyword in _NAMES:
+        name = str(header.get(keyword) or "").strip()
+        found |= {name, *re.split(r"[\s^=,]+", name)}
+    return found - {""}
 
 
 def _read_key(path: Path) -> bytes:

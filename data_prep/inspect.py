@@ -17,13 +17,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_prep.identity import mask
+from data_prep.identity import identifying_words, mask
 from data_prep.progress import progress_bar
 from medseg.errors import MedsegError, ReadError
 from medseg.io import Series, atomic_write_text, find_series, suv_factor
-
-_IDENTIFIERS = ("PatientID", "OtherPatientIDs", "PatientBirthDate", "AccessionNumber")
-_NAMES = ("PatientName", "OtherPatientNames", "PatientBirthName", "ReferringPhysicianName", "OperatorsName")
 
 
 @dataclass(frozen=True)
@@ -95,8 +92,10 @@ def _rows(series: Sequence[Series], root: Path) -> list[Row]:
     headers = [_header(item) for item in series]
     words: dict[str, set[str]] = {}
     for item, header in zip(series, headers, strict=True):
-        uids = {item.series_uid, item.study_uid, item.frame_of_reference_uid}
-        words.setdefault(item.patient_id, set()).update({item.patient_id} | uids | _words(header))
+        own = words.setdefault(item.patient_id, set())
+        own |= {item.patient_id, item.series_uid, item.study_uid, item.frame_of_reference_uid}
+        if header is not None:
+            own |= identifying_words(header)
     everyone = set().union(*words.values())
     shown = {item.patient_id: masked_identifier(item.patient_id) for item in series}
 
@@ -160,17 +159,6 @@ def _header(series: Series) -> Dataset | None:
             return pydicom.dcmread(series.files[0], stop_before_pixels=True)
     except Exception:  # pydicom raises many kinds on damaged files
         return None
-
-
-def _words(header: Dataset | None) -> set[str]:
-    """What a header says of who people are."""
-    if header is None:
-        return set()
-    found = {str(header.get(keyword) or "") for keyword in _IDENTIFIERS}
-    for keyword in _NAMES:
-        name = str(header.get(keyword) or "")
-        found |= {name, *re.split(r"[\s^=,]+", name)}
-    return found - {""}
 
 
 def _pet_problems(series: Series, header: Dataset | None) -> list[str]:

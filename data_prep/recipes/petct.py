@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.identity import mask
+from data_prep.identity import identifying_words, mask
 from data_prep.recipes.base import Case, Plan, Recipe, Sample, Selection, Unpaired, option
 from medseg.errors import ConfigError, DatasetError, GeometryError, MedsegError
 
@@ -353,23 +353,7 @@ def _words(file: Path) -> set[str]:
         header = pydicom.dcmread(file, stop_before_pixels=True, force=False)
     except (InvalidDicomError, OSError, ValueError):
         return set()
-    words: set[str] = set()
-    for keyword in (
-        *("PatientID", "PatientName", "OtherPatientNames", "PatientBirthName", "PatientBirthDate", "AccessionNumber"),
-        *("IssuerOfPatientID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
-        *(
-            "StudyDate",
-            "SeriesDate",
-            "AcquisitionDate",
-            "ContentDate",
-            "InstitutionName",
-            "ReferringPhysicianName",
-            "OperatorsName",
-        ),
-    ):
-        value = str(header.get(keyword, "") or "").strip()
-        words |= {value, *re.split(r"[\s^=,]+", value)} if "Name" in keyword else {value}
-    return {word for word in words if word}
+    return identifying_words(header)
 
 
 def _left_over(series: "Sequence[Series]", used: set[Path]) -> list[Unpaired]:
