@@ -111,6 +111,9 @@ def segmentation_trainer(
     if lr_scheduler is not None:
         LrScheduleHandler(lr_scheduler, print_lr=False, epoch_level=False).attach(trainer)
 
+    if dist.is_initialized() and validator is not None:
+        # Each process has seen other batches, so each has other running statistics; rank 0's are saved.
+        validator.add_event_handler(Events.STARTED, _take_buffers_of_rank_0, model)
     if not dist.is_initialized() or dist.get_rank() == 0:
         parts = {"model": model, "optimizer": optimizer}
         if lr_scheduler is not None:
@@ -146,6 +149,12 @@ def segmentation_trainer(
                 validator.run(engine.state.epoch)
 
     return trainer
+
+
+def _take_buffers_of_rank_0(model: torch.nn.Module) -> None:
+    """Validate in every process the network that rank 0 saves."""
+    for buffer in model.buffers():
+        dist.broadcast(buffer, src=0)
 
 
 def _refuse_nan(trainer: Engine) -> None:
