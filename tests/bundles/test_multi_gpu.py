@@ -27,6 +27,7 @@ def run_two(bundle, shell, cwd: Path, **more):
     )
 
 
+@pytest.mark.long
 def test_two_processes_train_one_network_and_rank_0_alone_writes(bundle, shell, tmp_path: Path):
     done = run_two(bundle, shell, tmp_path)
     assert done.returncode == 0, done.stderr
