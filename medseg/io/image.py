@@ -104,7 +104,8 @@ def _load_one(path: Path, pet_units: str) -> Volume:
 
 
 def _load_dicom(paths: Sequence[Path], pet_units: str) -> Volume:
-    from .dicom import quiet, read_instance, read_volume
+    from .dicom import read_volume
+    from .dicom_header import quiet, read_instance
 
     with quiet():
         instances = [read_instance(item, pixels=True, force=True) for item in paths]
@@ -117,7 +118,8 @@ def _load_dicom(paths: Sequence[Path], pet_units: str) -> Volume:
 
 
 def _load_folder(folder: Path, pet_units: str) -> Volume:
-    from .dicom import DicomIndexError, quiet, read_instance, read_volume
+    from .dicom import read_volume
+    from .dicom_header import DicomIndexError, quiet, read_instance
     from .series import walk
 
     with quiet():

@@ -17,7 +17,7 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from ..errors import GeometryError, MedsegError, ReadError
-from .dicom import quiet
+from .dicom_header import quiet
 from .kinds import kind_of
 from .series import Series, find_series
 from .text import one_line
@@ -200,7 +200,8 @@ def _reference(reference: Any, series_uids: frozenset[str]) -> _Reference:
             )
         reference = images[0]
     elif not isinstance(reference, Series) and not hasattr(reference, "affine"):
-        from .dicom import assemble, read_instance
+        from .dicom_geometry import assemble
+        from .dicom_header import read_instance
 
         instances = [read_instance(Path(item), force=True) for item in reference]
         grid = assemble(instances)

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import MedsegError, ReadError
-from .dicom import DicomIndexError, Instance, assemble, quiet, read_instance
+from .dicom_geometry import assemble
+from .dicom_header import DicomIndexError, Instance, quiet, read_instance
 from .kinds import claimed_kind, kind_by_content, kind_of, read_start
 
 

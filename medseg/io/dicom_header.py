@@ -1,0 +1,227 @@
+"""The header of a DICOM file: what a series needs to know of each of its instances."""
+
+import hashlib
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pydicom
+from pydicom.config import disable_value_validation
+from pydicom.dataset import Dataset
+
+from ..errors import MedsegError, ReadError
+from .text import one_line
+
+# Objects that have Rows and Columns, or none, and are no image volume: they are listed, not read as images.
+NON_IMAGES = frozenset(
+    {"RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SEG", "SR", "PR", "KO", "REG", "FID", "DOC", "RWV"}
+)
+
+# Values longer than this (pixels above all) stay in the file until they are asked for.
+_DEFER_BYTES = 4096
+
+# The extra attributes that a listing of series may show.
+_SHOWN = (
+    "ImageType",
+    "BodyPartExamined",
+    "PatientSex",
+    "PatientAge",
+    "Manufacturer",
+    "ProtocolName",
+    "CorrectedImage",
+    "Units",
+    "DecayCorrection",
+)
+
+
+class DicomIndexError(ReadError):
+    """A DICOMDIR: sound, yet no object of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """Where one frame lies, in DICOM's own LPS millimetres. None stands for an absent attribute."""
+
+    position: tuple[float, ...] | None
+    orientation: tuple[float, ...] | None
+    spacing: tuple[float, ...] | None
+    thickness: float | None
+
+
+@dataclass(slots=True)
+class Instance:
+    """The header of one DICOM file, as far as a series needs it. `dataset` is kept only where pixels shall be read."""
+
+    path: Path
+    series_uid: str
+    study_uid: str
+    frame_of_reference_uid: str
+    patient_id: str
+    modality: str
+    description: str
+    number: int | None
+    study_date: str
+    sop_uid: str
+    rows: int
+    columns: int
+    planes: tuple[Plane, ...]
+    tags: dict[str, str]
+    dataset: Dataset | None = None
+
+    @property
+    def is_image(self) -> bool:
+        """Whether this is an image, as opposed to a structure set, a report and so on."""
+        return self.rows > 0 and self.columns > 0 and self.modality not in NON_IMAGES
+
+    def hashed_patient(self) -> str:
+        """Return a hash that tells patients apart without naming them; empty where there is no PatientID."""
+        if not self.patient_id:
+            return ""
+        return hashlib.sha256(b"medseg patient " + self.patient_id.encode()).hexdigest()[:32]
+
+
+def read_instance(
+    source: Path, file: IO[bytes] | None = None, *, pixels: bool = False, force: bool = False
+) -> Instance:
+    """Read the header of one DICOM file.
+
+    Args:
+        source: the file; its name is used in messages.
+        file: the same file, already open at its start.
+        pixels: keep the dataset, from which the pixels can be read later.
+        force: read also where the DICM mark is missing.
+
+    Raises:
+        ReadError: not DICOM, or damaged.
+    """
+    try:
+        dataset = pydicom.dcmread(
+            file or source, stop_before_pixels=not pixels, defer_size=_DEFER_BYTES if pixels else None, force=force
+        )
+        if "SOPClassUID" not in dataset and "Rows" not in dataset:
+            if "DirectoryRecordSequence" in dataset:
+                raise DicomIndexError(
+                    f"{source}: a DICOMDIR, an index of other files: give the folder of the series itself"
+                )
+            raise ReadError(f"{source}: not a DICOM image: it has neither SOPClassUID nor Rows")
+        instance = _instance(source, dataset)
+    except MedsegError:
+        raise
+    except Exception as error:  # pydicom raises many kinds on damaged files, with values of the file in their text
+        raise ReadError(f"{source}: damaged DICOM: its header cannot be parsed ({type(error).__name__})") from error
+    if pixels:
+        instance.dataset = dataset
+    return instance
+
+
+def _instance(path: Path, ds: Dataset) -> Instance:
+    def text(keyword: str) -> str:
+        value = ds.get(keyword)
+        if value is None:
+            return ""
+        parts = [value] if isinstance(value, str) else value if isinstance(value, Sequence) else [value]
+        return "\\".join(one_line(part) for part in parts)
+
+    rows, columns = integer(ds, "Rows") or 0, integer(ds, "Columns") or 0
+    modality = text("Modality")
+    planes: tuple[Plane, ...] = ()
+    if rows and columns and modality not in NON_IMAGES:
+        planes = tuple(_planes(ds))
+    return Instance(
+        path=path,
+        series_uid=text("SeriesInstanceUID"),
+        study_uid=text("StudyInstanceUID"),
+        frame_of_reference_uid=text("FrameOfReferenceUID"),
+        patient_id=text("PatientID"),
+        modality=modality,
+        description=text("SeriesDescription"),
+        number=integer(ds, "SeriesNumber"),
+        study_date=text("StudyDate"),
+        sop_uid=text("SOPInstanceUID"),
+        rows=rows,
+        columns=columns,
+        planes=planes,
+        tags={keyword: value for keyword in _SHOWN if (value := text(keyword))},
+    )
+
+
+def integer(ds: Dataset, keyword: str) -> int | None:
+    """Return an attribute as a whole number, None where it is absent or is none."""
+    value = ds.get(keyword)
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def numbers(ds: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
+    """Return an attribute of ``count`` finite numbers, None where it is absent or is something else."""
+    value = ds.get(keyword)
+    if value is None or value == "":
+        return None
+    try:
+        numbers = tuple(float(number) for number in (value if isinstance(value, Sequence) else [value]))
+    except (TypeError, ValueError):
+        return None
+    return numbers if len(numbers) == count and all(np.isfinite(numbers)) else None
+
+
+def _planes(ds: Dataset) -> Iterator[Plane]:
+    """Give the plane of every frame, from functional groups where the object is enhanced."""
+    frames = integer(ds, "NumberOfFrames") or 1
+    per_frame = ds.get("PerFrameFunctionalGroupsSequence")
+    if not per_frame:
+        plane = _plane(ds, ds, ds)
+        yield from (plane for _ in range(min(frames, 1_000_000)))
+        return
+    shared = (ds.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    for group in per_frame:
+        yield _plane(
+            first_item(group, shared, "PlanePositionSequence"),
+            first_item(group, shared, "PlaneOrientationSequence"),
+            first_item(group, shared, "PixelMeasuresSequence"),
+        )
+
+
+def _plane(position: Dataset, orientation: Dataset, measures: Dataset) -> Plane:
+    between = numbers(measures, "SpacingBetweenSlices", 1)
+    thickness = numbers(measures, "SliceThickness", 1)
+    gap = next((abs(value[0]) for value in (between, thickness) if value and value[0]), None)
+    return Plane(
+        position=numbers(position, "ImagePositionPatient", 3),
+        orientation=numbers(orientation, "ImageOrientationPatient", 6),
+        spacing=numbers(measures, "PixelSpacing", 2),
+        thickness=gap,
+    )
+
+
+def first_item(group: Dataset, shared: Dataset, keyword: str) -> Dataset:
+    """Return the first item of a functional group, per frame before shared."""
+    for place in (group, shared):
+        if items := place.get(keyword):
+            return items[0]
+    return Dataset()
+
+
+class quiet:
+    """Keep pydicom's remarks on odd values off the terminal: they quote the file, names included."""
+
+    def __enter__(self) -> None:
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        warnings.simplefilter("ignore")
+        self._validation = disable_value_validation()
+        self._validation.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._validation.__exit__(*error)
+        self._warnings.__exit__(*error)
+
+
+def place_of(instances: Sequence[Instance]) -> str:
+    """Return what a message calls these instances: the file, or the folder of several."""
+    first = instances[0].path
+    return str(first) if len(instances) == 1 else str(first.parent)
