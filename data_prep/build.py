@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from data_prep.identity import KeyFile, mask, safe_name
 from data_prep.recipes import recipe_class
 from data_prep.recipes.base import Case, Plan, Recipe, Selection, Unpaired
-from data_prep.workers import WorkerDied, Workers
 from medseg.errors import ConfigError, DatasetError, MedsegError
 from medseg.io import atomic_write_text
+from medseg.io.workers import WorkerDied, Workers
 from medseg.version import __version__
 
 if TYPE_CHECKING:

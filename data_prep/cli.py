@@ -1,6 +1,7 @@
 """The `data_prep` command: thin, no logic; heavy imports stay inside the functions."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -21,16 +22,46 @@ def main() -> None:
 @click.argument("root", type=_PATH)
 @click.option("--json", "as_json", is_flag=True, help="Write JSON instead of a table.")
 @click.option("--csv", "as_csv", is_flag=True, help="Write CSV, a row per series, instead of a table.")
+@click.option("--html", type=_FILE, help="Write a page with a picture of every series to this file.")
 @click.option("--out", type=_FILE, help="Write the JSON or CSV to this file instead of to the terminal.")
-def inspect(root: Path, as_json: bool, as_csv: bool, out: Path | None) -> None:
-    """List the patients, studies and series under ROOT, and what is wrong with each."""
-    from data_prep.inspect import show
+@click.option("--jobs", type=click.IntRange(1), default=None, help="Files at once.  [default: one per core]")
+@click.option(
+    "--cache",
+    type=_FILE,
+    default=None,
+    help="Keep headers for the next time here; it holds PatientIDs.  [default: ~/.cache/medseg/headers.sqlite]",
+)
+@click.option("--no-cache", is_flag=True, help="Read every file, and keep nothing.")
+def inspect(
+    root: Path,
+    as_json: bool,
+    as_csv: bool,
+    html: Path | None,
+    out: Path | None,
+    jobs: int | None,
+    cache: Path | None,
+    no_cache: bool,
+) -> None:
+    """List the patients, studies and series under ROOT, and what is wrong with each.
 
-    if as_json and as_csv:
-        raise click.UsageError("--json and --csv exclude each other")
+    ROOT is a folder, a file, or a DICOMDIR. A file is read again when its size or time of change is another.
+    """
+    from data_prep.inspect import show
+    from medseg.io.header_cache import default_cache
+
+    if as_json + as_csv + (html is not None) > 1:
+        raise click.UsageError("--json, --csv and --html exclude each other")
     if out is not None and not (as_json or as_csv):
         raise click.UsageError("--out needs --json or --csv")
-    show(root, form="json" if as_json else "csv" if as_csv else "table", out=out)
+    if cache is not None and no_cache:
+        raise click.UsageError("--cache and --no-cache exclude each other")
+    show(
+        root,
+        form="json" if as_json else "csv" if as_csv else "html" if html is not None else "table",
+        out=out or html,
+        jobs=jobs,
+        cache=None if no_cache else cache or default_cache(),
+    )
 
 
 @main.command()
@@ -46,6 +77,62 @@ def phantom(out: Path, patients: int, seed: int, image_size: int, slices: int) -
 
     with progress_bar("Writing patients") as progress:
         write_cohort(out, patients=patients, seed=seed, image_size=image_size, slices=slices, progress=progress)
+
+
+@main.command()
+@click.argument("root", type=_PATH)
+@click.option("--out", type=_PATH, default=None, help="Folder for the pictures.  [default: beside their sources]")
+@click.option(
+    "--axis",
+    type=click.Choice(["slices", "x", "y", "z"]),
+    default="slices",
+    help="Slices as stored, or volumes cut along the patient's axis: x sagittal, y coronal, z axial pictures.",
+)
+@click.option(
+    "--window",
+    type=float,
+    nargs=2,
+    metavar="CENTER WIDTH",
+    default=None,
+    help="In HU, SUV or what the image holds.  [default: that of the DICOM tags, else minimum to maximum]",
+)
+@click.option(
+    "--percentiles",
+    type=click.FloatRange(0, 100),
+    nargs=2,
+    metavar="LOW HIGH",
+    default=None,
+    help="From this percentile of the image to that, instead of a window; 0 100 is minimum to maximum.",
+)
+@click.option("--labels", is_flag=True, help="Write the values as they are, for label images.")
+@click.option("--bits", type=click.Choice(["8", "16"]), default="8", help="Of a gray pixel.")
+@click.option(
+    "--as-stored", is_flag=True, help="Pixel for pixel: neither turned upright nor stretched to square pixels."
+)
+@click.option("--jobs", type=click.IntRange(1), default=None, help="Images at once.  [default: one per core]")
+@click.option("--force", is_flag=True, help="Replace pictures that are up to date, and files that medseg did not make.")
+@click.pass_context
+def png(
+    ctx: click.Context,
+    root: Path,
+    out: Path | None,
+    axis: Literal["slices", "x", "y", "z"],
+    window: tuple[float, float] | None,
+    percentiles: tuple[float, float] | None,
+    labels: bool,
+    bits: str,
+    as_stored: bool,
+    jobs: int | None,
+    force: bool,
+) -> None:
+    """Write PNG pictures of every DICOM, NIfTI, MHD and NRRD file below ROOT."""
+    from data_prep.png import Look, show_written
+
+    if (window is not None) + (percentiles is not None) + labels > 1:
+        raise click.UsageError("--window, --percentiles and --labels exclude each other")
+    look = Look(axis, window, percentiles, 16 if bits == "16" else 8, labels, as_stored)
+    if not show_written(root, out=out, look=look, jobs=jobs, force=force, debug=bool(ctx.meta.get("debug"))):
+        ctx.exit(1)
 
 
 class _Recipes(Group):

@@ -1,18 +1,24 @@
 """The header of a DICOM file: what a series needs to know of each of its instances."""
 
+import contextlib
 import hashlib
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import pydicom
 from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 
-from ..errors import MedsegError, ReadError
+from ..errors import GeometryError, MedsegError, ReadError
+from .dicom_scan import scan
+from .dicom_traits import frame_traits, traits
+from .dicom_values import first_item as first_item
+from .dicom_values import integer as integer
+from .dicom_values import numbers as numbers
 from .text import one_line
 
 # Objects that have Rows and Columns, or none, and are no image volume: they are listed, not read as images.
@@ -22,6 +28,9 @@ NON_IMAGES = frozenset(
 
 # Values longer than this (pixels above all) stay in the file until they are asked for.
 _DEFER_BYTES = 4096
+
+# A film of an hour has as many frames.
+_MOST_FRAMES = 100_000
 
 # The extra attributes that a listing of series may show.
 _SHOWN = (
@@ -43,17 +52,26 @@ class DicomIndexError(ReadError):
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """Where one frame lies, in DICOM's own LPS millimetres. None stands for an absent attribute."""
+    """Where one frame lies, in DICOM's own LPS millimetres, and what tells it from others at its place.
+
+    None stands for an absent attribute. `traits` are pairs of a name and a value, the absent left out (`dicom_traits`).
+    """
 
     position: tuple[float, ...] | None
     orientation: tuple[float, ...] | None
     spacing: tuple[float, ...] | None
     thickness: float | None
+    traits: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(slots=True)
 class Instance:
-    """The header of one DICOM file, as far as a series needs it. `dataset` is kept only where pixels shall be read."""
+    """The header of one DICOM file, as far as a series needs it.
+
+    `samples` is 3 for color. In a Siemens mosaic `tiles` is the number of tiles in a row of the picture, each tile is a
+    frame, and `rows` and `columns` are those of a tile. `problem` says why the image in a sound file cannot be read.
+    `dataset` is kept only where pixels shall be read.
+    """
 
     path: Path
     series_uid: str
@@ -69,6 +87,9 @@ class Instance:
     columns: int
     planes: tuple[Plane, ...]
     tags: dict[str, str]
+    samples: int = 1
+    tiles: int = 0
+    problem: str = ""
     dataset: Dataset | None = None
 
     @property
@@ -98,9 +119,14 @@ def read_instance(
         ReadError: not DICOM, or damaged.
     """
     try:
-        dataset = pydicom.dcmread(
-            file or source, stop_before_pixels=not pixels, defer_size=_DEFER_BYTES if pixels else None, force=force
-        )
+        with contextlib.nullcontext(file) if file else source.open("rb") as opened:
+            dataset = scan(source, opened, pixels=pixels, defer=_DEFER_BYTES)
+        if dataset is None:
+            if file:
+                file.seek(0)
+            dataset = pydicom.dcmread(
+                file or source, stop_before_pixels=not pixels, defer_size=_DEFER_BYTES if pixels else None, force=force
+            )
         if "SOPClassUID" not in dataset and "Rows" not in dataset:
             if "DirectoryRecordSequence" in dataset:
                 raise DicomIndexError(
@@ -127,9 +153,26 @@ def _instance(path: Path, ds: Dataset) -> Instance:
 
     rows, columns = integer(ds, "Rows") or 0, integer(ds, "Columns") or 0
     modality = text("Modality")
+    if not re.fullmatch("[A-Z0-9_ ]{1,16}", modality):  # in a damaged file it may be anything, a name among it
+        modality = ""
     planes: tuple[Plane, ...] = ()
+    tiles, problem = 0, ""
     if rows and columns and modality not in NON_IMAGES:
-        planes = tuple(_planes(ds))
+        planes = tuple(_planes(ds, modality))
+        promised = integer(ds, "NumberOfFrames") or 1
+        if promised != len(planes):
+            problem = (
+                f"{path}: NumberOfFrames (0028,0008) is {promised}, but the header describes {len(planes)} frames: "
+                "damaged or forged"
+            )
+        elif "MOSAIC" in text("ImageType").upper().split("\\"):
+            from .mosaic import cut
+
+            try:
+                tiles, rows, columns, planes = cut(path, ds, planes[0])
+            except GeometryError as error:
+                problem = str(error)
+    color = integer(ds, "SamplesPerPixel") == 3 or ds.get("PhotometricInterpretation") == "PALETTE COLOR"
     return Instance(
         path=path,
         series_uid=text("SeriesInstanceUID"),
@@ -145,37 +188,19 @@ def _instance(path: Path, ds: Dataset) -> Instance:
         columns=columns,
         planes=planes,
         tags={keyword: value for keyword in _SHOWN if (value := text(keyword))},
+        samples=3 if color else 1,
+        tiles=tiles,
+        problem=problem,
     )
 
 
-def integer(ds: Dataset, keyword: str) -> int | None:
-    """Return an attribute as a whole number, None where it is absent or is none."""
-    value = ds.get(keyword)
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        return None
-
-
-def numbers(ds: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
-    """Return an attribute of ``count`` finite numbers, None where it is absent or is something else."""
-    value = ds.get(keyword)
-    if value is None or value == "":
-        return None
-    try:
-        numbers = tuple(float(number) for number in (value if isinstance(value, Sequence) else [value]))
-    except (TypeError, ValueError):
-        return None
-    return numbers if len(numbers) == count and all(np.isfinite(numbers)) else None
-
-
-def _planes(ds: Dataset) -> Iterator[Plane]:
+def _planes(ds: Dataset, modality: str) -> Iterator[Plane]:
     """Give the plane of every frame, from functional groups where the object is enhanced."""
     frames = integer(ds, "NumberOfFrames") or 1
     per_frame = ds.get("PerFrameFunctionalGroupsSequence")
     if not per_frame:
-        plane = _plane(ds, ds, ds)
-        yield from (plane for _ in range(min(frames, 1_000_000)))
+        plane = _plane(ds, ds, ds, traits(ds, modality))
+        yield from (plane for _ in range(min(frames, _MOST_FRAMES)))
         return
     shared = (ds.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     for group in per_frame:
@@ -183,10 +208,11 @@ def _planes(ds: Dataset) -> Iterator[Plane]:
             first_item(group, shared, "PlanePositionSequence"),
             first_item(group, shared, "PlaneOrientationSequence"),
             first_item(group, shared, "PixelMeasuresSequence"),
+            frame_traits(ds, group, shared),
         )
 
 
-def _plane(position: Dataset, orientation: Dataset, measures: Dataset) -> Plane:
+def _plane(position: Dataset, orientation: Dataset, measures: Dataset, traits: tuple[tuple[str, Any], ...]) -> Plane:
     between = numbers(measures, "SpacingBetweenSlices", 1)
     thickness = numbers(measures, "SliceThickness", 1)
     gap = next((abs(value[0]) for value in (between, thickness) if value and value[0]), None)
@@ -195,15 +221,8 @@ def _plane(position: Dataset, orientation: Dataset, measures: Dataset) -> Plane:
         orientation=numbers(orientation, "ImageOrientationPatient", 6),
         spacing=numbers(measures, "PixelSpacing", 2),
         thickness=gap,
+        traits=traits,
     )
-
-
-def first_item(group: Dataset, shared: Dataset, keyword: str) -> Dataset:
-    """Return the first item of a functional group, per frame before shared."""
-    for place in (group, shared):
-        if items := place.get(keyword):
-            return items[0]
-    return Dataset()
 
 
 class quiet:

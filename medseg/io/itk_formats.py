@@ -1,7 +1,6 @@
-"""MetaImage (MHD/MHA, with RAW or ZRAW) and NRRD, through SimpleITK."""
+"""What ITK's world writes: MetaImage (see `metaimage`), and NRRD through SimpleITK."""
 
 import re
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,59 +8,59 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import GeometryError, ReadError
+from .metaimage import DEFLATE_LIMIT, check_file, inflated, inside, read_meta, read_meta_header
 from .text import one_line
 from .volume import Volume
 
-_DEFLATE_LIMIT = 1040
-_META_BYTES = {
-    "MET_CHAR": 1,
-    "MET_UCHAR": 1,
-    "MET_SHORT": 2,
-    "MET_USHORT": 2,
-    "MET_INT": 4,
-    "MET_UINT": 4,
-    "MET_LONG": 4,
-    "MET_ULONG": 4,
-    "MET_LONG_LONG": 8,
-    "MET_ULONG_LONG": 8,
-    "MET_FLOAT": 4,
-    "MET_DOUBLE": 8,
-}
-_NRRD_BYTES = {"char": 1, "short": 2, "int": 4, "long long": 8, "float": 4, "double": 8}
+_GZIP = ("gzip", "gz")
+_TEXT = ("txt", "text", "ascii", "hex")
+_HEADER_BYTES = 1 << 20
+_WIDTHS = {"char": 1, "short": 2, "int": 4, "longlong": 8, "float": 4, "double": 8}
+# Spaces whose axes are those of the patient: ITK takes every other for LPS, even the RAS ones with time.
+_PATIENT = ("left-posterior-superior", "lps", "right-anterior-superior", "ras", "left-anterior-superior", "las")
+_MILLIMETRES = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "µm": 0.001, "micron": 0.001, "": 1.0, "???": 1.0}
 
 
 @dataclass(frozen=True, eq=False)
 class ItkHeader:
-    """Size and geometry of an image, without its voxels."""
+    """Size and geometry of an image, without its voxels, and what a careful reader should know."""
 
     shape: tuple[int, ...]
     channels: int
     affine: np.ndarray
+    problems: tuple[str, ...] = ()
 
 
 def read_itk_header(path: Path, kind: str) -> ItkHeader:
     """Read the header of an MHD, MHA or NRRD file and check that the voxels it promises are there.
 
     Raises:
-        ReadError: a header that cannot be parsed, voxels in a file that is absent, too small, or a git-LFS pointer.
+        ReadError: a header that cannot be parsed; voxels in a file that is absent, of another size, or a git-LFS
+            pointer.
         GeometryError: axes that do not span space.
     """
-    (_check_meta if kind == "mhd" else _check_nrrd)(path)
+    if kind == "mhd":
+        meta = read_meta_header(path)
+        channels = meta.channels * int(np.prod(meta.size[3:]))
+        return ItkHeader(meta.size[:3], channels, meta.affine, meta.problems)
+    keys = _check_nrrd(path)
+    scale, problems = _space(path, keys)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    reader.SetImageIO("MetaImageIO" if kind == "mhd" else "NrrdImageIO")
+    reader.SetImageIO("NrrdImageIO")
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise ReadError(f"{path}: its header cannot be read: {_reason(error)}") from error
     size: tuple[int, ...] = tuple(int(n) for n in reader.GetSize())
     affine = _affine(path, reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+    affine[:3] *= scale
     channels = int(reader.GetNumberOfComponents())
-    return ItkHeader(size[:3], channels * int(np.prod(size[3:])), affine)
+    return ItkHeader(size[:3], channels * int(np.prod(size[3:])), affine, problems)
 
 
 def read_itk(path: Path, kind: str) -> Volume:
-    """Read an MHD, MHA or NRRD file as channels first, float32, with its affine in RAS.
+    """Read an MHD, MHA or NRRD file as channels first, float32, with its affine in RAS millimetres.
 
     A fourth axis (time) and vector components become channels.
 
@@ -69,10 +68,12 @@ def read_itk(path: Path, kind: str) -> Volume:
         ReadError: see `read_itk_header`; or voxels that cannot be read.
         GeometryError: axes that do not span space.
     """
+    if kind == "mhd":
+        return read_meta(path)
     header = read_itk_header(path, kind)
-    (_check_meta if kind == "mhd" else _check_nrrd)(path, voxels=True)
+    _check_nrrd(path, voxels=True)
     try:
-        image = sitk.ReadImage(str(path), imageIO="MetaImageIO" if kind == "mhd" else "NrrdImageIO")
+        image = sitk.ReadImage(str(path), imageIO="NrrdImageIO")
     except RuntimeError as error:
         raise ReadError(f"{path}: its voxels cannot be read: {_reason(error)}") from error
     if "complex" in image.GetPixelIDTypeAsString():
@@ -80,12 +81,16 @@ def read_itk(path: Path, kind: str) -> Volume:
     array = sitk.GetArrayViewFromImage(image)
     dimension = image.GetDimension()
     axes = tuple(range(dimension - 1, -1, -1))
-    voxels = array.transpose(*axes, *range(dimension, array.ndim)).astype(np.float32)
+    try:
+        with np.errstate(over="raise"):
+            voxels = array.transpose(*axes, *range(dimension, array.ndim)).astype(np.float32)
+    except FloatingPointError as error:
+        raise ReadError(f"{path}: values that float32 cannot hold: a damaged file, or not an image") from error
     if dimension == 4:
         voxels = voxels.reshape(*voxels.shape[:3], -1)
         dimension = 3
     voxels = np.moveaxis(voxels, -1, 0) if voxels.ndim > dimension else voxels[None]
-    return Volume(voxels, header.affine)
+    return Volume(voxels, header.affine, problems=header.problems)
 
 
 def _affine(path: Path, spacing: tuple, origin: tuple, direction: tuple) -> np.ndarray:
@@ -95,140 +100,103 @@ def _affine(path: Path, spacing: tuple, origin: tuple, direction: tuple) -> np.n
         raise ReadError(f"{path}: an image of {count} axes: expected 2 to 4")
     axes = min(count, 3)
     matrix = np.eye(4)
-    matrix[:axes, :axes] = (np.array(direction).reshape(count, count) * np.array(spacing))[:axes, :axes]
-    matrix[:axes, 3] = origin[:axes]
-    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:3, :3])) < 1e-12:
-        raise GeometryError(f"{path}: its axes do not span space: the direction or spacing is not usable")
+    with np.errstate(all="ignore"):
+        matrix[:axes, :axes] = (np.array(direction).reshape(count, count) * np.array(spacing))[:axes, :axes]
+        matrix[:axes, 3] = origin[:axes]
+        if not np.isfinite(matrix).all() or not abs(np.linalg.det(matrix[:3, :3])) > 1e-12:
+            raise GeometryError(f"{path}: its axes do not span space: the direction or spacing is not usable")
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix
 
 
-def _check_meta(path: Path, *, voxels: bool = False) -> None:
+def _check_nrrd(path: Path, *, voxels: bool = False) -> dict[str, str]:
+    """Check that the voxels which the header promises are there; return the fields of the header."""
     with path.open("rb") as file:
-        start = file.read(1 << 16)
-    keys: dict[str, str] = {}
-    offset = 0
-    for line in start.splitlines(keepends=True):
-        offset += len(line)
-        key, _, value = line.decode("latin-1").partition("=")
-        keys[key.strip()] = value.strip()
-        if key.strip() == "ElementDataFile":
-            break
-    missing = [key for key in ("DimSize", "ElementType", "ElementDataFile") if not keys.get(key)]
-    if missing:
-        raise ReadError(f"{path}: its header has no {missing[0]}: not a complete MetaImage")
-    try:
-        size = [int(n) for n in keys["DimSize"].split()]
-        channels = int(keys.get("ElementNumberOfChannels", "1"))
-    except ValueError as error:
-        raise ReadError(f"{path}: DimSize or ElementNumberOfChannels is not a whole number") from error
-    if not size or min(size) < 1 or channels < 1 or keys.get("NDims", str(len(size))) != str(len(size)):
-        found = one_line(f"DimSize is {keys['DimSize'][:40]}, NDims {keys.get('NDims', '')[:40]}")
-        raise ReadError(f"{path}: {found}: they do not fit together")
-    if keys["ElementType"] not in _META_BYTES:
-        raise ReadError(
-            f"{path}: ElementType is {one_line(keys['ElementType'])[:40]}: expected one of {', '.join(_META_BYTES)}"
-        )
-    needed = int(np.prod([*size, channels, _META_BYTES[keys["ElementType"]]], dtype=object))
-    compressed = keys.get("CompressedData", "False").lower() == "true"
-    least = needed // _DEFLATE_LIMIT if compressed else needed
-    source = keys["ElementDataFile"]
-    if source == "LOCAL":
-        data = path
-        _check_size(path, path, least + offset, "")
-    elif source.startswith("LIST") or "%" in source:
-        raise ReadError(f"{path}: ElementDataFile is a list of files: expected one file")
-    else:
-        data, offset = _inside(path, source), 0
-        _check_size(path, data, least, "ElementDataFile ")
-    if compressed and voxels:
-        _check_stream(path, data, offset, needed)
-
-
-def _check_stream(path: Path, data: Path, offset: int, needed: int) -> None:
-    """Inflate compressed voxels once and check their sum, for ITK takes a damaged stream without a word."""
-    stream, length = zlib.decompressobj(wbits=47), 0  # zlib or gzip, as its head says
-    try:
-        with data.open("rb") as file:
-            file.seek(offset)
-            while length <= needed and not stream.eof and (chunk := file.read(1 << 20)):
-                while chunk and length <= needed:
-                    length += len(stream.decompress(chunk, 1 << 24))
-                    chunk = stream.unconsumed_tail
-    except zlib.error as error:
-        raise ReadError(
-            f"{path}: the compressed voxels are damaged; copy {data.name!r} again from its source"
-        ) from error
-    if length != needed or not stream.eof:
-        raise ReadError(
-            f"{path}: the compressed voxels are cut short or damaged ({length:,} of {needed:,} bytes); "
-            f"copy {data.name!r} again from its source"
-        )
-
-
-def _check_nrrd(path: Path, *, voxels: bool = False) -> None:
-    with path.open("rb") as file:
-        start = file.read(1 << 16)
+        start = file.read(_HEADER_BYTES)
     ends = [place + len(mark) for mark in (b"\n\n", b"\r\n\r\n") if (place := start.find(mark)) >= 0]
     end = min(ends, default=len(start))
     keys: dict[str, str] = {}
     for line in start[:end].decode("latin-1").splitlines():
-        key, _, value = line.partition(":")
-        keys[key.strip().lower().replace(" ", "")] = value.strip()
+        key, mark, value = line.partition(":")
+        if mark and not value.startswith("=") and not line.startswith("#"):  # key:=value is the user's own
+            keys[key.strip().lower().replace(" ", "")] = value.strip()
     try:
         size = [int(n) for n in keys["sizes"].split()]
     except (KeyError, ValueError) as error:
         raise ReadError(f"{path}: its header has no usable `sizes`: not a complete NRRD") from error
     if not size or min(size) < 1:
         raise ReadError(f"{path}: sizes is {one_line(keys['sizes'])[:40]}: expected whole numbers above zero")
-    kind = re.sub(r"^(unsigned|signed) ", "", keys.get("type", ""))
-    kind = re.sub(r"^u?int(\d+)(_t)?$", r"\1", kind)
-    width = {"8": 1, "16": 2, "32": 4, "64": 8, "uchar": 1, "ushort": 2, "uint": 4, **_NRRD_BYTES}.get(
-        re.sub(r" int$", "", kind) if kind != "int" else kind, 1
-    )
-    full = needed = int(np.prod([*size, width], dtype=object))
-    if keys.get("encoding", "raw") not in ("raw", "txt", "text", "ascii"):
-        needed //= _DEFLATE_LIMIT * 4  # bzip2 shrinks constant images further than deflate
-    elif keys.get("encoding") != "raw":
-        needed //= width
+    width = _width(keys.get("type", ""))
+    encoding = keys.get("encoding", "raw").lower()
+    if encoding in ("bzip2", "bz2"):
+        raise ReadError(f"{path}: its voxels are compressed with bzip2, which is not read here: write it with gzip")
+    count = int(np.prod(size, dtype=object))
+    needed = count if encoding in _TEXT else count * width
+    if encoding in _GZIP:
+        needed //= DEFLATE_LIMIT
     source = keys.get("datafile")
+    skips = bool({"lineskip", "byteskip"} & keys.keys())
     if source is None:
-        data = path
-        _check_size(path, path, needed + end, "")
+        data, role = path, ""
     elif source.startswith("LIST") or "%" in source:
         raise ReadError(f"{path}: `data file` is a list of files: expected one file")
     else:
-        data, end = _inside(path, source), 0
-        _check_size(path, data, needed, "data file ")
-    if voxels and keys.get("encoding") in ("gzip", "gz") and not {"lineskip", "byteskip"} & keys.keys():
-        _check_stream(path, data, end, full)
-
-
-def _inside(path: Path, source: str) -> Path:
-    """Return the file of the voxels, which must lie beside the header or below: a header may not reach elsewhere."""
-    if Path(source).is_absolute() or ".." in Path(source).parts:
+        data, role, end = inside(path, source), "data file ", 0
+    held = check_file(path, data, needed + end, role)
+    surplus = held - end - needed
+    if encoding == "raw" and not skips and surplus >= size[0] * width:
         raise ReadError(
-            f"{path}: its voxels are said to be in {Path(source).name!r} in another folder: expected beside it"
+            f"{path}: {role}{one_line(data.name)!r} holds {surplus:,} bytes more than sizes and type promise "
+            f"({needed:,}): which of the two is right is unknown; export it again from its source"
         )
-    return path.parent / source
+    if voxels and encoding in _GZIP and not skips:
+        _check_stream(path, data, end, count * width)
+    return keys
 
 
-def _check_size(path: Path, data: Path, needed: int, role: str) -> None:
-    if not data.is_file():
-        raise ReadError(f"{path}: {role}{data.name!r} is absent: the voxels are not there; put it beside the header")
-    size = data.stat().st_size
+def _width(kind: str) -> int:
+    """Return the bytes of a value of one of NRRD's many names for types; 1 where ITK shall judge."""
+    name = re.sub(r"\s", "", kind.lower()).removeprefix("signed").removeprefix("unsigned")
+    if bits := re.fullmatch(r"u?int(8|16|32|64)(_t)?", name):
+        return int(bits[1]) // 8
+    name = name if name == "int" else name.removesuffix("int")
+    return _WIDTHS.get(name, _WIDTHS.get(name.removeprefix("u"), 1 if name else 4))
+
+
+def _space(path: Path, keys: dict[str, str]) -> tuple[float, tuple[str, ...]]:
+    """Return the factor that makes millimetres of the header's lengths, and what is odd about its space."""
+    space = keys.get("space", "").lower()
+    if "time" in space or space in ("rast", "last", "lpst"):
+        raise ReadError(f"{path}: its space is {one_line(space)[:40]}, with time: write time as an axis of kind `list`")
+    problems = []
+    if space not in _PATIENT:
+        called = f"its space is {one_line(space)[:40]!r}" if space else "it names no space"
+        problems.append(f"{called}, not the patient's: the orientation is a guess (LPS, as in ITK)")
+    if "spacedirections" not in keys:
+        kinds = keys.get("kinds", "").split()
+        for axis, step in enumerate(keys.get("spacings", "").split()):
+            kind = kinds[axis] if axis < len(kinds) else "domain"
+            if step.lower() in ("nan", "-nan") and kind in ("domain", "space", "???", "none"):
+                raise GeometryError(f"{path}: spacings is {one_line(keys['spacings'])[:60]}: axis {axis + 1} has none")
+    units = set(re.findall(r'"([^"]*)"', keys.get("spaceunits" if "spacedirections" in keys else "units", "")))
+    factors = {_MILLIMETRES.get(unit.strip().lower()) for unit in units if unit.strip() not in ("", "s", "ms")}
+    if len(factors) > 1 or None in factors:
+        listed = ", ".join(sorted(one_line(unit)[:20] for unit in units))
+        raise GeometryError(f"{path}: its units of length are {listed}: expected one of mm, cm, m, um")
+    scale = factors.pop() if factors else 1.0
+    if scale != 1:
+        problems.append("its unit of length is not the millimetre: turned into millimetres")
+    return scale or 1.0, tuple(problems)
+
+
+def _check_stream(path: Path, data: Path, offset: int, needed: int) -> None:
+    """Inflate compressed voxels once and check their sum, for ITK takes a damaged stream without a word."""
     with data.open("rb") as file:
-        if file.read(23) == b"version https://git-lfs":
-            raise ReadError(
-                f"{path}: {role}{data.name!r} is a git-LFS pointer; fetch the file itself with `git lfs pull`"
-            )
-    if size < needed:
-        raise ReadError(
-            f"{path}: {role}{data.name!r} is too small: {size:,} bytes, the header promises at least {needed:,}; "
-            "copy it again from its source"
-        )
+        file.seek(offset)
+        for _ in inflated(path, data, file, needed):
+            pass
 
 
 def _reason(error: RuntimeError) -> str:
     """Return the last line of ITK's message, which says what happened; the rest says where in ITK."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return one_line(lines[-1])[:160] if lines else "unknown reason"
+    return re.sub(r"\(0x[0-9a-f]+\)", "", one_line(lines[-1]))[:160] if lines else "unknown reason"

@@ -8,6 +8,7 @@ from ..errors import ReadError
 
 _PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"BM")
 _NIFTI_MAGIC = (b"n+1\0", b"ni1\0")
+_NIFTI2_MAGIC = (b"n+2", b"ni2")
 _NIFTI2_SIZES = (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")
 
 SUFFIXES = {
@@ -27,6 +28,18 @@ SUFFIXES = {
     ".tiff": "picture",
     ".gif": "picture",
     ".bmp": "picture",
+}
+# What is refused by name, so that the reader knows what to do about it.
+_FOREIGN = {
+    b"BZh": "compressed with bzip2: decompress it first",
+    b"\x28\xb5\x2f\xfd": "compressed with Zstandard: decompress it first",
+    b"\xfd7zXZ": "compressed with xz: decompress it first",
+    b"PK\x03\x04": "a zip archive: unpack it first",
+    b"\x1f\x8b": "a gzip file with no NIfTI inside: decompress it first",
+    b"\x5c\x01\x00\x00": "an Analyze 7.5 header, which knows no orientation: convert it to NIfTI",
+    b"\x00\x00\x01\x5c": "an Analyze 7.5 header, which knows no orientation: convert it to NIfTI",
+    b"CDF": "a MINC image: convert it to NIfTI",
+    b"\x89HDF": "an HDF5 file (MINC 2 among them): convert it to NIfTI",
 }
 _NAMES = {"dicom": "DICOM", "nifti": "NIfTI", "mhd": "MetaImage (MHD/MHA)", "nrrd": "NRRD", "picture": "a picture"}
 
@@ -48,7 +61,7 @@ def kind_by_content(start: bytes) -> str | None:
         return "dicom"
     if start.startswith(b"NRRD000"):
         return "nrrd"
-    if start[344:348] in _NIFTI_MAGIC or (start[:4] in _NIFTI2_SIZES and start[4:7] == b"n+2"):
+    if start[344:348] in _NIFTI_MAGIC or (start[:4] in _NIFTI2_SIZES and start[4:7] in _NIFTI2_MAGIC):
         return "nifti"
     if start.startswith(b"\x1f\x8b"):
         try:
@@ -103,6 +116,11 @@ def kind_of(path: Path, start: bytes | None = None) -> str:
     if found is None and claimed in ("mhd", "nifti") and _long_enough(path, claimed, start):
         found = claimed
     if found is None:
+        for magic, other in _FOREIGN.items():
+            if start.startswith(magic):
+                raise ReadError(f"{path}: {other}; expected {what}")
+        if path.suffix.lower() == ".img" and path.with_suffix(".hdr").is_file():
+            raise ReadError(f"{path}: the voxels of a pair .hdr/.img: name {path.with_suffix('.hdr').name!r} instead")
         raise ReadError(
             f"{path}: not {what}: its content is not what its name says"
             if claimed

@@ -6,11 +6,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import ReadError
+from ..errors import MedsegError, ReadError
 from .volume import Volume
 
 # Modes of Pillow that are read as they are; every other mode but those of `_open` is refused by name.
 _PLAIN = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "I": 1, "F": 1, "I;16": 1, "I;16B": 1, "I;16L": 1}
+# Tags of TIFF and EXIF.
+_BITS, _FORMAT, _ORIENTATION, _PLANES = 258, 339, 274, 284
+_STRIPS, _STRIP_ROWS, _TILE_WIDTH, _TILE_HEIGHT, _TILES = 273, 278, 322, 323, 324
+# PNG and TIFF shrink to a thousandth at most, GIF to a 2,700th; small pictures are let through in any case.
+_MOST_PER_BYTE, _SMALL = 3000, 1 << 24
 
 
 def picture_size(path: Path) -> tuple[tuple[int, int], int]:
@@ -26,30 +31,28 @@ def picture_size(path: Path) -> tuple[tuple[int, int], int]:
 def read_picture(path: Path) -> Volume:
     """Read a picture as [C, X, Y]: X counts columns from the left, Y rows from the top; values as stored.
 
-    - Gray has one channel (any depth), color three. A transparency that hides nothing is dropped, else kept as the last
-      channel.
+    - Gray has one channel (any depth), color three (8 bits, in PNG 16 too; CMYK becomes RGB). A transparency that
+      hides nothing is dropped, else kept as the last channel.
     - A palette of two colors is a mask, 0 for the darker and 1 for the brighter; any other palette is expanded to its
       colors.
+    - The pixels stay in stored order: a camera's note how to turn the picture (EXIF) is told in ``problems`` and not
+      followed, for a mask that belongs to it has the order of these pixels.
 
     Raises:
-        ReadError: damaged, animated or of several pages.
+        ReadError: damaged, animated, of several pages, or larger than Pillow's limit against decompression bombs.
     """
+    problems = []
     try:
         with _open(path) as picture:
             frames = getattr(picture, "n_frames", 1)
             if frames > 1:
                 raise ReadError(f"{path}: a picture of {frames} frames or pages: expected one; split it first")
-            if picture.mode == "P" and "transparency" not in picture.info:
-                array = _from_palette(picture)
-            elif picture.mode in ("P", "PA"):
-                array = np.asarray(picture.convert("RGBA"))
-            elif picture.mode == "1":
-                array = np.asarray(picture).astype(np.uint8) * 255
-            elif picture.mode in _PLAIN:
-                array = np.asarray(picture)
-            else:
-                array = np.asarray(picture.convert("RGB"))
-    except ReadError:
+            _check_promise(path, picture)
+            array = _pixels(path, picture)
+            turned = picture.getexif().get(_ORIENTATION, 1)
+        if turned in range(2, 9):
+            problems.append(f"EXIF orientation {turned} is not applied: the pixels are in stored order")
+    except MedsegError:
         raise
     except Exception as error:  # Pillow's plugins raise many kinds on damaged files
         raise ReadError(f"{path}: damaged picture: its pixels cannot be decoded ({type(error).__name__})") from error
@@ -57,7 +60,57 @@ def read_picture(path: Path) -> Volume:
         array = array[..., None]
     if array.shape[2] in (2, 4) and array[..., -1].min() == np.iinfo(array.dtype).max:
         array = array[..., :-1]
-    return Volume(array.astype(np.float32).transpose(2, 1, 0), np.eye(4), has_geometry=False)
+    return Volume(array.astype(np.float32).transpose(2, 1, 0), np.eye(4), has_geometry=False, problems=tuple(problems))
+
+
+def _check_promise(path: Path, picture: Image.Image) -> None:
+    """Refuse a picture whose header promises more than the file holds: Pillow fills the rows of a TIFF with zeros."""
+    width, height = picture.size
+    size = path.stat().st_size
+    if width * height > _MOST_PER_BYTE * size + _SMALL:
+        raise ReadError(
+            f"{path}: damaged picture: its header promises {width:,} × {height:,} pixels, the file has {size:,} bytes"
+        )
+    tags = getattr(picture, "tag_v2", None)  # of a TIFF
+    if tags is None:
+        return
+    if _TILES in tags:
+        parts, needed = tags[_TILES], -(-width // tags[_TILE_WIDTH]) * -(-height // tags[_TILE_HEIGHT])
+    else:
+        parts, needed = tags.get(_STRIPS, ()), -(-height // min(tags.get(_STRIP_ROWS, height), height))
+    if tags.get(_PLANES) == 2:
+        needed *= len(tags.get(_BITS, (8,)))
+    if len(parts) < needed:
+        raise ReadError(f"{path}: damaged picture: a TIFF of {needed} parts, of which {len(parts)} are there")
+
+
+def _pixels(path: Path, picture: Image.Image) -> np.ndarray:
+    if picture.mode == "P" and "transparency" not in picture.info:
+        return _from_palette(picture)
+    if picture.mode in ("P", "PA"):
+        return np.asarray(picture.convert("RGBA"))
+    if picture.mode == "1":
+        return np.asarray(picture).astype(np.uint8) * 255
+    tags = getattr(picture, "tag_v2", {})  # of a TIFF
+    if picture.mode in ("LA", "RGB", "RGBA"):
+        # Pillow halves the bits of deep color without a word.
+        if picture.format == "PNG" and _depth_of_png(path) == 16:
+            import imagecodecs
+
+            return np.asarray(imagecodecs.png_decode(path.read_bytes()))
+        if max(tags.get(_BITS, (8,))) > 8:
+            raise ReadError(f"{path}: a TIFF of {max(tags[_BITS])} bits per color: expected 8; write it as 16-bit PNG")
+    if picture.mode not in _PLAIN:
+        return np.asarray(picture.convert("RGB"))
+    array = np.asarray(picture)
+    # Pillow holds 32 bits as signed, whatever the file says.
+    unsigned = array.dtype == np.int32 and tags.get(_BITS) == (32,) and tags.get(_FORMAT, (1,))[0] == 1
+    return array.view(np.uint32) if unsigned else array
+
+
+def _depth_of_png(path: Path) -> int:
+    with path.open("rb") as file:
+        return file.read(25)[24]
 
 
 def _from_palette(picture: Image.Image) -> np.ndarray:
@@ -81,5 +134,13 @@ def _open(path: Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return Image.open(path)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ReadError(f"{path}: damaged picture: its header cannot be read ({type(error).__name__})") from error
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise ReadError(
+            f"{path}: a picture of more than {limit:,} pixels: not read; cut it into smaller ones"
+        ) from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise ReadError(
+            f"{path}: damaged picture, or of a kind that Pillow does not know: its header cannot be read "
+            f"({type(error).__name__})"
+        ) from error

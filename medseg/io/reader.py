@@ -25,7 +25,9 @@ class Reader(ImageReader):
     here for good reason (a series with a missing slice). `read` therefore keeps the error, and `get_data` raises it.
 
     Args:
-        pet_units: ``"SUVbw"``, or ``"stored"`` for PET values as stored (rescaled).
+        pet_units: as in `read_image`.
+        tilt: as in `read_image`.
+        gaps: as in `read_image`.
 
     Example:
         >>> import tempfile
@@ -37,9 +39,9 @@ class Reader(ImageReader):
         torch.Size([1, 4, 5, 6])
     """
 
-    def __init__(self, pet_units: str = "SUVbw") -> None:
+    def __init__(self, pet_units: str = "SUVbw", tilt: str = "correct", gaps: str = "refuse") -> None:
         super().__init__()
-        self.pet_units = pet_units
+        self.options = {"pet_units": pet_units, "tilt": tilt, "gaps": gaps}
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """Return whether every name is a folder, of a known suffix, or without suffix as DICOM files often are."""
@@ -49,7 +51,7 @@ class Reader(ImageReader):
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
         """Read a file, a folder or a list of files; return it, or the error that `get_data` shall raise."""
         try:
-            return load(data, pet_units=kwargs.get("pet_units", self.pet_units))
+            return load(data, **{name: kwargs.get(name, value) for name, value in self.options.items()})
         except MedsegError as error:
             return error
 

@@ -8,4 +8,7 @@ def one_line(value: object) -> str:
         >>> one_line("CT\x1b[31m  \n head ")
         'CT [31m head'
     """
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in str(value)).split())
+    text = str(value)
+    if not text.isprintable():
+        text = "".join(letter if letter.isprintable() else " " for letter in text)
+    return " ".join(text.split())

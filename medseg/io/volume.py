@@ -1,5 +1,6 @@
 """What every reader of this room returns: voxels, their place in the patient, and what is known of them."""
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,10 @@ class Volume:
         units: ``"HU"``, ``"SUVbw"``, ``"stored"``; empty where the format tells none.
         has_geometry: False for pictures, whose affine says nothing.
         problems: what a careful reader should know, one line each.
+        mended: what reading changed, one line each: tilt corrected, slices interpolated, copies left out.
+        volumes: the names of the channels where they are volumes of one DICOM series.
+        window: center and width of the display window of the header, NaN where it has none.
+        window_function: ``"LINEAR"``, ``"LINEAR_EXACT"`` or ``"SIGMOID"``.
         dicom: identity of the study that the image belongs to, without names.
     """
 
@@ -29,6 +34,10 @@ class Volume:
     units: str = ""
     has_geometry: bool = True
     problems: tuple[str, ...] = ()
+    mended: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
+    window: tuple[float, float] = (math.nan, math.nan)
+    window_function: str = "LINEAR"
     dicom: dict[str, str] = field(default_factory=dict)
 
     def meta(self, name: str) -> dict[str, Any]:
@@ -47,6 +56,10 @@ class Volume:
             "units": self.units,
             "has_geometry": self.has_geometry,
             "problems": "; ".join(self.problems),
+            "mended": "; ".join(self.mended),
+            "volumes": "; ".join(self.volumes),
+            "window": self.window,
+            "window_function": self.window_function,
         }
         if self.dicom:
             meta["dicom"] = dict(self.dicom)

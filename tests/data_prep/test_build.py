@@ -25,9 +25,9 @@ from data_prep.cli import main
 from data_prep.identity import KeyFile, mask, safe_name
 from data_prep.recipes import recipe_class
 from data_prep.recipes.folder import FolderOptions, FolderRecipe
-from data_prep.workers import WorkerDied, Workers
 from medseg.data import DatasetFolder, make_splits
 from medseg.errors import ConfigError, DatasetError
+from medseg.io.workers import WorkerDied, Workers
 
 KEY = "ab" * 32
 

@@ -1,4 +1,5 @@
 import gzip
+import tracemalloc
 
 import nibabel as nib
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from monai.data import MetaTensor
 
 from medseg.errors import GeometryError, ReadError
-from medseg.io import read_image, write_nifti
+from medseg.io import find_series, read_image, write_nifti
 
 AFFINE = np.array([[-2.0, 0, 0, 10], [0, 1.5, 0, -20], [0, 0, 3, 5], [0, 0, 0, 1]])
 
@@ -110,6 +111,191 @@ def test_scale_factors_are_applied(tmp_path):
     nib.save(image, tmp_path / "a.nii")
     stored = nib.load(tmp_path / "a.nii").get_fdata()
     np.testing.assert_allclose(read_image(tmp_path / "a.nii").numpy()[0], stored)
+
+
+def test_scale_factors_are_applied_in_double_precision(tmp_path):
+    image = nib.Nifti1Image(np.full((2, 2, 2), 2_000_000_001, np.int32), AFFINE)
+    image.header.set_slope_inter(1, -2_000_000_000)
+    nib.save(image, tmp_path / "a.nii")
+    assert read_image(tmp_path / "a.nii").unique().tolist() == [1]
+
+
+def stored(tmp_path, change, array=None, name="a.nii"):
+    """Write an image and change fields of its header behind nibabel's back."""
+    path = tmp_path / name
+    array = np.arange(24, dtype=np.int16).reshape(2, 3, 4) if array is None else array
+    nib.save(nib.Nifti1Image(array, AFFINE), path)
+    header = nib.Nifti1Header(path.read_bytes()[:348], check=False)
+    for key, value in change.items():
+        header[key] = value
+    path.write_bytes(header.binaryblock + path.read_bytes()[348:])
+    return path
+
+
+@pytest.mark.parametrize("slope", [0, np.nan])
+def test_a_slope_of_zero_or_nan_means_none(tmp_path, slope):
+    image = read_image(stored(tmp_path, {"scl_slope": slope, "scl_inter": 7}))
+    assert image.max() == 23
+
+
+@pytest.mark.parametrize("change", [{"scl_slope": np.inf}, {"scl_slope": 2, "scl_inter": np.nan}])
+def test_a_scale_that_says_nothing_is_refused(tmp_path, change):
+    with pytest.raises(ReadError, match="scl_inter"):
+        read_image(stored(tmp_path, change))
+
+
+@pytest.mark.parametrize(
+    ("units", "factor", "told"), [(0, 1, ""), (2, 1, ""), (1, 1000, "metres"), (3, 1e-3, "microns")]
+)
+def test_metres_and_microns_become_millimetres(tmp_path, units, factor, told):
+    image = read_image(stored(tmp_path, {"xyzt_units": units | 8}))
+    expected = AFFINE.copy()
+    expected[:3] *= factor
+    np.testing.assert_allclose(image.affine.numpy(), expected, rtol=1e-6)
+    assert told in image.meta["problems"]
+    assert bool(image.meta["problems"]) == bool(told)
+    (series,) = find_series(tmp_path)
+    np.testing.assert_allclose(series.affine, expected, rtol=1e-6)
+
+
+def test_a_left_handed_qform(tmp_path):
+    # A quaternion (0, 0, 1, 0) turns half around y: x and z change sign; qfac = -1 turns z back.
+    change = {"qform_code": 1, "sform_code": 0, "pixdim": [-1, 2, 3, 4, 1, 1, 1, 1]}
+    change |= {"quatern_b": 0, "quatern_c": 1, "quatern_d": 0, "qoffset_x": 5, "qoffset_y": 6, "qoffset_z": 7}
+    image = read_image(stored(tmp_path, change))
+    expected = [[-2, 0, 0, 5], [0, 3, 0, 6], [0, 0, 4, 7], [0, 0, 0, 1]]
+    np.testing.assert_allclose(image.affine.numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "order"),
+    [(nib.Nifti1Header, ">"), (nib.Nifti1Header, "<"), (nib.Nifti2Header, ">"), (nib.Nifti2Header, "<")],
+)
+def test_both_versions_in_both_byte_orders(tmp_path, kind, order):
+    array = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    image_class = nib.Nifti1Image if kind is nib.Nifti1Header else nib.Nifti2Image
+    nib.save(image_class(array, AFFINE, kind(endianness=order)), tmp_path / "a.nii")
+    image = read_image(tmp_path / "a.nii")
+    np.testing.assert_array_equal(image.numpy()[0], array)
+    np.testing.assert_allclose(image.affine.numpy(), AFFINE)
+
+
+@pytest.mark.parametrize("image_class", [nib.Nifti1Pair, nib.Nifti2Pair])
+def test_a_pair_of_header_and_voxels(tmp_path, image_class):
+    array = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    nib.save(image_class(array, AFFINE), tmp_path / "a.hdr")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.hdr").numpy()[0], array)
+    with pytest.raises(ReadError, match=r"name 'a\.hdr' instead"):
+        read_image(tmp_path / "a.img")
+    (tmp_path / "a.img").unlink()
+    with pytest.raises(ReadError, match=r"'a\.img' with its voxels is absent"):
+        read_image(tmp_path / "a.hdr")
+
+
+def test_an_extension_before_the_voxels_is_passed_over(tmp_path):
+    image = nib.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), AFFINE)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 200))
+    nib.save(image, tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.nii.gz").numpy()[0], image.get_fdata())
+
+
+def test_colors_become_channels_whatever_the_scale(tmp_path):
+    colors = np.zeros((2, 3, 4), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    colors["G"][1, 2, 3] = 200
+    image = read_image(stored(tmp_path, {"scl_slope": 2}, colors))
+    assert image.shape == (3, 2, 3, 4)
+    assert image[1, 1, 2, 3] == 200
+    assert image.sum() == 200
+
+
+def test_whole_numbers_that_float32_cannot_hold_are_told(tmp_path):
+    image = read_image(stored(tmp_path, {}, np.full((2, 2, 2), 2**24 + 1, np.int32)))
+    assert "rounded" in image.meta["problems"]
+    with pytest.raises(ReadError, match="float32 cannot hold"):
+        read_image(stored(tmp_path, {}, np.full((2, 2, 2), 1e300)))
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_a_header_that_promises_fewer_voxels_than_there_are(tmp_path, name):
+    path = tmp_path / name
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.int16), AFFINE), path)
+    content = gzip.decompress(path.read_bytes()) if name.endswith("gz") else path.read_bytes()
+    header = nib.Nifti1Header(content[:348])
+    header["dim"][3] = 2
+    content = header.binaryblock + content[348:]
+    path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    with pytest.raises(ReadError, match="more than the header promises"):
+        read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"vox_offset": np.nan}, "vox_offset"),
+        ({"vox_offset": np.inf}, "vox_offset"),
+        ({"vox_offset": -9e9}, "vox_offset|offset"),
+        ({"datatype": 3}, "NIfTI header"),
+        ({"dim": [7, 2, 3, 4, 2, 2, 1, 1]}, "at most one more|cut short"),
+    ],
+)
+def test_headers_that_make_no_sense(tmp_path, change, match):
+    with pytest.raises(ReadError, match=match):
+        read_image(stored(tmp_path, change))
+
+
+def test_a_qform_that_is_no_rotation_is_refused(tmp_path):
+    change = {"qform_code": 1, "sform_code": 0, "quatern_b": 1, "quatern_c": 1, "quatern_d": 1}
+    path = stored(tmp_path, change)
+    with pytest.raises(GeometryError, match="qform"):
+        read_image(path)
+    (series,) = find_series(tmp_path)
+    assert "qform" in series.problems[0]
+
+
+@pytest.mark.parametrize(("suffix", "magic"), [(".bz2", b"BZh91AY"), (".zst", b"\x28\xb5\x2f\xfd")])
+def test_other_compressions_are_refused_by_name(tmp_path, suffix, magic):
+    path = tmp_path / f"a.nii{suffix}"
+    path.write_bytes(magic + b"0" * 600)
+    with pytest.raises(ReadError, match="decompress it first"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("dtype", [None, np.int16, np.uint8, np.float32])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_what_is_written_does_not_depend_on_how_it_lies_in_memory(tmp_path, monkeypatch, dtype, order):
+    array = np.asarray(np.random.default_rng(0).normal(100, 20, (2, 9, 8, 7)), order=order)
+    write_nifti((array, AFFINE), tmp_path / "a.nii", dtype=dtype)
+    expected = array if dtype in (None, np.float32) else np.rint(array)
+    np.testing.assert_array_equal(
+        np.moveaxis(np.asarray(nib.load(tmp_path / "a.nii").dataobj), -1, 0), expected.astype(dtype or array.dtype)
+    )
+    monkeypatch.setattr("medseg.io.nifti._CHUNK_BYTES", 1)  # slice by slice
+    write_nifti((array, AFFINE), tmp_path / "b.nii", dtype=dtype)
+    assert (tmp_path / "a.nii").read_bytes() == (tmp_path / "b.nii").read_bytes()
+
+
+def test_a_voxel_that_does_not_fit_is_found_in_the_last_slice_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("medseg.io.nifti._CHUNK_BYTES", 1)
+    array = np.zeros((3, 3, 3), np.float32)
+    array[2, 2, 2] = 40000
+    with pytest.raises(ValueError, match="40000"):
+        write_nifti((array, AFFINE), tmp_path / "a.nii", dtype=np.int16)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float64])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_reading_and_writing_take_little_more_than_the_volume(tmp_path, dtype, suffix):
+    array = np.zeros((1, 256, 256, 64), dtype)
+    path = tmp_path / f"a{suffix}"
+    write_nifti((array, AFFINE), path)
+    size = array.size * 4
+    for step in (lambda: read_image(path), lambda: write_nifti((array.astype(np.float32), AFFINE), path, np.int16)):
+        tracemalloc.start()
+        step()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < (3.5 if dtype == np.float64 else 2.5) * size
 
 
 def test_a_disagreement_of_sform_and_qform_is_told_and_the_sform_taken(tmp_path):

@@ -25,7 +25,9 @@ def agree(image, reference_voxels, reference_affine):
     moved = reference_affine @ orientations.inv_ornt_aff(turn, reference_voxels.shape[:3])
     np.testing.assert_allclose(moved, affine, atol=1e-3)
     ours = np.moveaxis(image.numpy(), 0, -1)
-    assert float(np.abs(voxels.reshape(*voxels.shape[:3], -1).astype(np.float32) - ours).max()) < 1e-4
+    # Exact but for the last digit of a float32, where a slope multiplies.
+    voxels = voxels.reshape(*voxels.shape[:3], -1).astype(np.float32)
+    assert float(np.abs(voxels - ours).max()) <= 2.5e-7 * float(np.abs(ours).max())
 
 
 def itk(image):
@@ -44,6 +46,8 @@ def itk(image):
         "ge/anatomical/001",
         "ge/anatomical/001_implicit",
         "ge/anatomical/001_single_slice",
+        "ge/fmri/001",
+        "ge/fmri/001_implicit",
         "generic/anatomical/001",
         "generic/anatomical/002_non_isotropic",
         "generic/compressed/001",
@@ -74,12 +78,8 @@ def test_vendors_series_equal_their_ground_truth(data, name):
 @pytest.mark.parametrize(
     ("name", "match"),
     [
-        ("mr_vendors/failing/gantrytilting/001", "gantry tilt of 14.0 degrees"),
         ("mr_vendors/failing/sliceincrement/001", "1 slice missing: a gap of 10.00 mm"),
-        ("mr_vendors/failing/sliceorientation/001", "different orientation"),
-        ("mr_vendors/failing/notavolume/001", "same position"),
-        ("mr_vendors/ge/fmri/001", "2 frames at each of 4 positions"),
-        ("mr_vendors/philips_enhanced/dti/001", "4 frames at each of 8 positions"),
+        ("mr_vendors/failing/sliceorientation/001", "2 stacks of different size, spacing or orientation"),
         ("ct_tilt_gap/GE", "gap between slices changes"),
     ],
 )
@@ -101,7 +101,7 @@ def test_prostate_series_equal_those_of_another_tool(data):
     for number, name in {3: "sag", 4: "t2w", 5: "cor", 7: "adc", 8: "hbv"}.items():
         path = data / "prostate" / "expected" / "ProstateX-0000" / f"ProstateX-0000_07-07-2011_{name}.mha"
         agree(read_series(series[number]), *itk(sitk.ReadImage(str(path))))
-    assert "3 frames at each of 19 positions" in series[6].problems[0]
+    assert (series[6].volumes, series[6].channels, series[6].problems) == (("b=50", "b=400", "b=800"), 3, ())
 
 
 def test_a_missing_slice_of_the_prostate_is_named(data):

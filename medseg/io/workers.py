@@ -5,11 +5,12 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, TypeVar
+
+Name = TypeVar("Name")
 
 _SINGLE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
 
@@ -36,17 +37,18 @@ class Workers:
         self._stop()
 
     def each(
-        self, function: Callable[..., Any], tasks: Sequence[tuple[str, tuple[Any, ...]]]
-    ) -> Iterator[tuple[str, Any]]:
+        self, function: Callable[..., Any], tasks: Iterable[tuple[Name, tuple[Any, ...]]], *, ahead: int = 0
+    ) -> Iterator[tuple[Name, Any]]:
         """Call ``function`` with the arguments of every task, and give (name, result) as they come.
 
-        No more tasks are handed out than there are workers, so memory does not grow with their number. When a worker
+        No more tasks are taken than there are workers, so memory does not grow with their number. When a worker
         dies (killed for its memory, crashed in a library), nobody knows whose fault it was: the tasks then at work are
         each done once more, alone.
 
         Args:
             function: importable by name; it returns errors rather than raising them.
-            tasks: (name, arguments).
+            tasks: (name, arguments); they may be made one by one.
+            ahead: how many more tasks wait for a worker to become free: for short ones.
 
         Yields:
             (name, result); the result is a :class:`WorkerDied` when the worker died again.
@@ -55,17 +57,19 @@ class Workers:
             for name, arguments in tasks:
                 yield name, function(*arguments)
             return
-        waiting = deque(tasks)
-        running: dict[Future[Any], tuple[str, tuple[Any, ...]]] = {}
+        source = iter(tasks)
+        waiting = next(source, None)
+        running: dict[Future[Any], tuple[Name, tuple[Any, ...]]] = {}
         while waiting or running:
-            while waiting and len(running) < self.jobs:
+            while waiting and len(running) < self.jobs + ahead:
                 try:
-                    future = self._start().submit(function, *waiting[0][1])
+                    future = self._start().submit(function, *waiting[1])
                 except BrokenProcessPool:  # one of those at work has just died
                     if not running:
                         self._stop()
                     break
-                running[future] = waiting.popleft()
+                running[future] = waiting
+                waiting = next(source, None)
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             suspects = []
             if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
