@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -285,7 +286,7 @@ def write_pictures(
     Raises:
         ReadError: there is no such folder, or no image in it.
         ConfigError: the window or the percentiles are impossible, or ``out`` is a file.
-        OSError: the disk is full.
+        OSError: ``out`` cannot be made, or the disk is full.
     """
     look = look or Look()
     _check(look)
@@ -311,6 +312,7 @@ def write_pictures(
         found = _find(root, look, lambda count: show(count, count), fail)
     if not found and not lines:
         raise ReadError(f"{root}: no image found; expected DICOM, NIfTI, MHD or NRRD files somewhere below it")
+    top.mkdir(parents=True, exist_ok=True)
     sources = _name(found, root if root.is_dir() else root.parent, top, fail)
     result.sources = len(found)
     jobs = min(jobs or os.cpu_count() or 1, max(1, len(sources)))
@@ -329,7 +331,6 @@ def write_pictures(
                 fail(shown, outcome)
             show(done, len(sources))
     if lines:
-        top.mkdir(parents=True, exist_ok=True)
         atomic_write_text(listing, _PROBLEMS_HEAD + "".join(sorted(lines)))
     else:
         listing.unlink(missing_ok=True)
@@ -549,11 +550,16 @@ def _is_color(image: "MetaTensor", source: Source) -> bool:
         from medseg.io.nifti import read_nifti_header
 
         return bool(read_nifti_header(path)[0].get_data_dtype().fields)
+    if source.kind == "mhd":
+        from medseg.io.metaimage import read_meta_header
+
+        header = read_meta_header(path)
+        return header.channels == image.shape[0] and header.dtype == np.uint8
     import SimpleITK as sitk
 
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    reader.SetImageIO("MetaImageIO" if source.kind == "mhd" else "NrrdImageIO")
+    reader.SetImageIO("NrrdImageIO")
     reader.ReadImageInformation()
     return reader.GetNumberOfComponents() == image.shape[0] and reader.GetPixelID() == sitk.sitkVectorUInt8
 
@@ -585,15 +591,26 @@ def _number(name: str, source: Source) -> str | None:
 
 def _digest(source: Source, look: Look) -> str:
     """Tell one state of a source and one look from another."""
-    files = list(source.files)
-    if source.kind in ("mhd", "nrrd"):
-        with files[0].open("rb") as file:
-            named = re.search(rb"(?im)^\s*(?:ElementDataFile\s*=|data ?file:)[ \t]*(.+?)\s*$", file.read(1 << 16))
-        voxels = files[0].parent / os.fsdecode(named[1]) if named else files[0]
-        files += [voxels] if voxels.is_file() else []
-    states = [(status.st_size, status.st_mtime_ns) for status in (path.stat() for path in files)]
+    states = [(status.st_size, status.st_mtime_ns) for status in (path.stat() for path in _files(source))]
     content = json.dumps([__version__, asdict(look), sorted(states)])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _files(source: Source) -> set[Path]:
+    """Return the files that a source is made of, those of the voxels beside a header too."""
+    path = source.files[0]
+    files = set(source.files)
+    if source.kind == "mhd":
+        from medseg.io.metaimage import read_meta_header
+
+        files |= set(read_meta_header(path).files)
+    elif source.kind == "nrrd":
+        with path.open("rb") as file:
+            named = re.search(rb"(?im)^data ?file:[ \t]*(.+?)\s*$", file.read(1 << 16))
+        files |= {voxels for voxels in [path.parent / os.fsdecode(named[1])] if voxels.is_file()} if named else set()
+    elif ".hdr" in path.suffixes:
+        files |= set(path.parent.glob(f"{glob.escape(path.name.removesuffix('.gz').removesuffix('.hdr'))}.img*"))
+    return files
 
 
 def _mark(path: Path) -> tuple[str, int] | None:

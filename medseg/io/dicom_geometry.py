@@ -376,6 +376,17 @@ def _arrange(instances: Sequence[Instance], slots: Sequence[Slot]) -> _Arranged:
         notes.append("nothing but InstanceNumber (0020,0013) tells its volumes apart")
     if copies:
         notes.append(f"{len(copies)} {'copies' if len(copies) > 1 else 'copy'} of slices left out")
+    for extra, first_there in parted.extra:
+        keys = extra.traits.keys() | first_there.traits.keys()
+        apart = sorted(
+            key.replace("_", " ") for key in keys - {"number"} if extra.traits.get(key) != first_there.traits.get(key)
+        )
+        if apart:
+            raise GeometryError(
+                f"{where}: two slices at the same position ({_name(instances, first_there.slot)} and "
+                f"{_name(instances, extra.slot)}) that differ in {', '.join(apart)}, but not all positions have as "
+                "many slices: volumes cannot be told apart; find the missing files, or set the superfluous ones apart"
+            )
     if parted.extra:
         here, there = (_name(instances, frame.slot) for frame in reversed(parted.extra[0]))
         notes.append(

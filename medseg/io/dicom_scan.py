@@ -126,12 +126,10 @@ def scan(path: Path, file: IO[bytes], *, pixels: bool, defer: int) -> FileDatase
             elements[_PIXEL_DATA] = RawDataElement(_PIXEL_DATA, _NAMES[vr], length, None, at + 12, False, True)
     except (_Unusual, StructError, LookupError, ValueError, AttributeError, RecursionError):
         return None
-    dataset = Dataset(elements)
-    encoding = dataset._character_set
-    file_meta = FileMetaDataset(Dataset(meta))
+    file_meta = FileMetaDataset(meta)
     file_meta.set_original_encoding(False, True, "iso8859")
-    header = Header(str(path), dataset, head[:128], file_meta, False, True)
-    header.set_original_encoding(False, True, encoding)
+    header = Header(str(path), elements, head[:128], file_meta, False, True)
+    header.set_original_encoding(False, True, header._character_set)
     return header
 
 

@@ -46,7 +46,7 @@ def _classic(ds: Dataset, modality: str) -> Iterator[tuple[str, Any]]:
         if modality != "CT":
             yield "frame_time", first_number(ds, "FrameReferenceTime")
     yield "trigger", first_number(ds, "TriggerTime")
-    yield "moment", _moment(ds)
+    yield "time of acquisition", _moment(ds)
     yield "acquisition", integer(ds, "AcquisitionNumber")
     yield "number", integer(ds, "InstanceNumber")
 
@@ -76,7 +76,7 @@ def _enhanced(ds: Dataset, group: Dataset, shared: Dataset) -> Iterator[tuple[st
     yield "contrast", one_line(first(item("ContrastBolusUsageSequence").get("ContrastBolusAgentPhase")) or "")
     yield "time", integer(content, "TemporalPositionIndex")
     yield "trigger", first_number(item("CardiacSynchronizationSequence"), "NominalCardiacTriggerDelayTime")
-    yield "moment", one_line(content.get("FrameAcquisitionDateTime") or "") or _moment(ds)
+    yield "time of acquisition", one_line(content.get("FrameAcquisitionDateTime") or "") or _moment(ds)
     acquisition = integer(content, "FrameAcquisitionNumber")
     yield "acquisition", integer(ds, "AcquisitionNumber") if acquisition is None else acquisition
     index = content.get("DimensionIndexValues")

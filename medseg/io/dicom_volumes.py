@@ -42,8 +42,8 @@ _TRAITS: tuple[tuple[str, bool], ...] = (
     *((name, False) for name in ("b", "direction", "kind", "echo_time", "echo", "inversion_time", "flip_angle")),
     *((name, False) for name in ("contrast", "time", "frame_time", "trigger")),
     ("trigger", True),
-    ("moment", False),
-    ("moment", True),
+    ("time of acquisition", False),
+    ("time of acquisition", True),
     ("acquisition", False),
     *((f"index {axis}", False) for axis in range(1, 9)),
     ("number", True),
@@ -172,7 +172,7 @@ def _words(name: str, ranked: bool, values: list[Any], parts: dict[Any, list[Fra
             words.append(str(value).lower())
         elif name == "trigger":
             words.append(f"trigger {rank}" if ranked else f"trigger {rank} ({value:g} ms)")
-        elif name in ("moment", "frame_time"):
+        elif name in ("time of acquisition", "frame_time"):
             words.append(f"time {rank}")
         elif name == "number":
             words.append(f"volume {rank}")

@@ -171,6 +171,12 @@ def _segmentation(path: Path, ds: Dataset, probabilities: bool) -> Segmentation:
     series_uids = frozenset(uid_of(item.get("SeriesInstanceUID")) for item in ds.get("ReferencedSeriesSequence") or [])
     shared = (ds.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     frames = ds.get("PerFrameFunctionalGroupsSequence") or [Dataset()]
+    count = integer(ds, "NumberOfFrames") or 1
+    if len(frames) != count and "PerFrameFunctionalGroupsSequence" in ds:
+        raise ReadError(
+            f"{path}: it has {count} frame{'s' if count > 1 else ''} by NumberOfFrames (0028,0008) and {len(frames)} by "
+            "PerFrameFunctionalGroupsSequence (5200,9230): some are missing; copy it again from its source"
+        )
     measures = first_item(frames[0], shared, "PixelMeasuresSequence")
     for keyword in ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence"):
         if not first_item(frames[0], shared, keyword):

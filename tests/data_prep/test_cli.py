@@ -126,11 +126,13 @@ def test_bug_of_ours_keeps_its_traceback(failing: click.Group) -> None:
 
 def test_help_names_every_command() -> None:
     output = CliRunner().invoke(main, ["--help"]).output
-    for command in ("build", "check", "inspect", "phantom", "slices", "split"):
+    for command in ("build", "check", "inspect", "phantom", "png", "slices", "split"):
         assert f"  {command} " in output
 
 
-@pytest.mark.parametrize("words", [["--help"], ["inspect", "--help"], ["phantom", "--help"], ["build", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["inspect", "--help"], ["phantom", "--help"], ["build", "--help"], ["png", "--help"]]
+)
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     code = (
         "import sys\nfrom data_prep.cli import main\n"

@@ -399,15 +399,18 @@ def test_a_second_run_writes_nothing_and_a_change_is_seen(tmp_path: Path) -> Non
     assert run(tmp_path, "--window", 1, 2).stdout == f"{tmp_path}: 1 picture written, 2 already there\n"
 
 
-def test_voxels_beside_an_unchanged_header_are_seen_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.mhd", "a.nhdr", "a.hdr"])
+def test_voxels_beside_an_unchanged_header_are_seen_too(name: str, tmp_path: Path) -> None:
     for value in (0, 200):
-        sitk.WriteImage(sitk.GetImageFromArray(np.full((1, 4, 4), value, np.uint8)), tmp_path / "a.mhd")
-        if not value:
-            os.utime(tmp_path / "a.mhd", ns=(0, 0))
-            assert run(tmp_path, "--labels").exit_code == 0
-    os.utime(tmp_path / "a.mhd", ns=(0, 0))
-    assert run(tmp_path, "--labels").stdout == f"{tmp_path}: 1 picture written\n"
-    assert pixels(tmp_path / "a.png").min() == 200
+        voxels = np.full((4, 4, 2), value, np.uint8)
+        if name == "a.hdr":
+            nib.save(nib.Nifti1Pair(voxels, np.eye(4)), tmp_path / name)
+        else:
+            sitk.WriteImage(sitk.GetImageFromArray(voxels.T), tmp_path / name)
+        os.utime(tmp_path / name, ns=(0, 0))
+        assert run(tmp_path, "--labels").stdout == f"{tmp_path}: 2 pictures written\n"
+        assert {pixels(path).min() for path in tmp_path.glob("*.png")} == {value}
+    assert run(tmp_path, "--labels").stdout == f"{tmp_path}: 0 pictures written, 2 already there\n"
 
 
 def test_what_a_killed_run_left_half_written_goes_away_but_not_at_once(tmp_path: Path) -> None:

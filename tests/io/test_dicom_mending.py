@@ -30,10 +30,12 @@ def blob(points, center=(12.0, -3.0, 21.0), width=6.0):
     return 1000 * np.exp(-np.sum((points - np.asarray(center)) ** 2, axis=-1) / (2 * width**2))
 
 
-def tilted(make_series, folder, degrees=18.0, *, change=None, modality="CT", keep=None, **more):
+def tilted(make_series, folder, degrees=18.0, *, about="x", change=None, modality="CT", keep=None, **more):
     """Write a soft ball at (12, -3, 21) seen by a tilted gantry whose table moves along z."""
     angle = np.radians(degrees)
     orientation = (1, 0, 0, 0, np.cos(angle), -np.sin(angle))
+    if about == "y":
+        orientation = (np.cos(angle), 0, np.sin(angle), 0, 1, 0)
     spacing, step = (1.0, 0.8), 2.5
     origins = [(-20.0, -40.0, -25.0 + step * k) for k in range(40)]
     if keep is not None:
@@ -65,9 +67,10 @@ def center_and_mass(image):
     return ras * [-1, -1, 1], values.sum() * abs(np.linalg.det(image.affine.numpy()[:3, :3]))
 
 
+@pytest.mark.parametrize("about", ["x", "y"])
 @pytest.mark.parametrize("degrees", [18.0, -25.0, 3.0])
-def test_tilt_is_corrected_where_things_are(tmp_path, make_series, degrees):
-    tilted(make_series, tmp_path, degrees)
+def test_tilt_is_corrected_where_things_are(tmp_path, make_series, degrees, about):
+    tilted(make_series, tmp_path, degrees, about=about)
     image = read_image(tmp_path)
     affine = image.affine.numpy()
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
@@ -292,6 +295,16 @@ def test_a_grid_agrees_with_the_standards_equation(turn, angle, spacing, step, o
         for i, j in ((0, 0), (8, 6), (3, 5)):
             ras = grid.affine @ [i, j, k, 1]
             np.testing.assert_allclose(ras[:3] * [-1, -1, 1], place[j, i], atol=1e-6)
+
+
+def test_orientations_that_differ_in_the_last_digits_give_one_affine(tmp_path, make_series):
+    def change(i, ds):
+        ds.ImageOrientationPatient = [1, f"{0.00002 * (i % 3):.6f}", 0, 0, 1, f"{-0.00001 * (i % 2):.6f}"]
+
+    files = make_series(tmp_path, RAMP, change=change)
+    affines = [read_image(order).affine.numpy() for order in (files, files[::-1], files[4:] + files[:4])]
+    np.testing.assert_array_equal(affines[0], affines[1])
+    np.testing.assert_array_equal(affines[0], affines[2])
 
 
 # Real data

@@ -233,7 +233,7 @@ def test_values_are_those_of_their_own_slice(tmp_path: Path) -> None:
 def test_a_tag_that_has_a_rule_of_its_own(tmp_path: Path) -> None:
     """The number of entries of a palette is unsigned, whatever its VR (PS3.3 C.7.6.3.1.5)."""
     ds = a_slice()
-    ds.add_new(0x00281101, "SS", [-1536, 0, 16])
+    ds.add_new(0x00281101, "SS", [64000, 0, 16])
     ds.PixelRepresentation = 1
     ds.add_new(0x00280106, "SS", -1536)
     path = written(ds, tmp_path)

@@ -102,6 +102,26 @@ def test_what_only_instance_number_tells_apart_is_said(tmp_path, make_series):
     assert "nothing but InstanceNumber" in find_series(tmp_path)[0].notes[0]
 
 
+def test_ranks_count_only_where_every_position_has_as_many_frames(tmp_path, make_series):
+    # Without the third slice of the second volume, the rank of its other slices is still theirs; that of none is sure.
+    times = [{"AcquisitionTime": ("1011", "1012", "1013", "1014")}, {"AcquisitionTime": ("1021", "1022", "1024")}]
+    several(make_series, tmp_path, times, positions=[Z, [Z[0], Z[1], Z[3]]])
+    match = r"same position \(000\.dcm and 004\.dcm\) that differ in time of acquisition, but not all positions have"
+    with pytest.raises(GeometryError, match=match):
+        read_image(tmp_path)
+    (series,) = find_series(tmp_path)
+    assert "differ in time of acquisition" in series.problems[0]
+
+
+def test_a_slice_that_may_be_a_copy_is_noted(tmp_path, make_series):
+    files = make_series(tmp_path, ONE)
+    ds = pydicom.dcmread(files[2])
+    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    ds.save_as(tmp_path / "copy.dcm")
+    (series,) = find_series(tmp_path)
+    assert "1 slice at the same position as another (002.dcm and copy.dcm): left out if the pixels" in series.notes[0]
+
+
 def test_a_plain_series_has_one_volume_without_a_name(tmp_path, make_series):
     # Acquisition numbers and times that differ from slice to slice tell no volumes apart.
     several(make_series, tmp_path, [{"AcquisitionNumber": (1, 2, 3, 4), "AcquisitionTime": ("1", "2", "3", "4")}])
@@ -269,6 +289,20 @@ def test_scouts_in_a_ct_series_are_set_apart(tmp_path, make_series):
     assert (found["axial"].n_files, found["axial"].notes) == (4, ("2 × localizer set apart",))
     assert found["localizer sagittal"].shape == (5, 8, 2)
     np.testing.assert_array_equal(read_series(found["axial"]), image)
+
+
+def test_a_dose_report_in_a_ct_series_is_set_apart(tmp_path, make_series):
+    def change(i, ds):
+        del ds.ImagePositionPatient, ds.ImageOrientationPatient
+
+    make_series(tmp_path / "ct", ONE)
+    make_series(tmp_path / "ct", np.zeros((1, 20, 30), np.int16), names=["dose"], change=change)
+    make_series(tmp_path / "pet", ONE, modality="PT", series=generate_uid())
+    image = read_image(tmp_path / "ct")
+    np.testing.assert_array_equal(stored(image)[0], ONE)
+    assert image.meta["mended"] == "1 × picture without position set apart"
+    (study,) = match_series(find_series(tmp_path))
+    assert (study.series["CT"].stack, study.problems) == ("axial", ())
 
 
 def test_two_stacks_of_one_orientation_are_numbered(tmp_path, make_series):
