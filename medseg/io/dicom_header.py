@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import re
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import IO, Any
 import pydicom
 from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from ..errors import GeometryError, MedsegError, ReadError
 from .dicom_scan import scan
@@ -28,6 +30,10 @@ NON_IMAGES = frozenset(
 
 # Values longer than this (pixels above all) stay in the file until they are asked for.
 _DEFER_BYTES = 4096
+
+_DEFLATED = DeflatedExplicitVRLittleEndian.encode()
+# What a deflated file may grow to: deflate shrinks zeros a thousand times.
+_MOST_BYTES = 1 << 28
 
 # A film of an hour has as many frames.
 _MOST_FRAMES = 100_000
@@ -122,8 +128,10 @@ def read_instance(
         with contextlib.nullcontext(file) if file else source.open("rb") as opened:
             dataset = scan(source, opened, pixels=pixels, defer=_DEFER_BYTES)
         if dataset is None:
-            if file:
-                file.seek(0)
+            with contextlib.nullcontext(file) if file else source.open("rb") as opened:
+                opened.seek(0)
+                check_deflated(source, opened.read(1024))
+                opened.seek(0)
             dataset = pydicom.dcmread(
                 file or source, stop_before_pixels=not pixels, defer_size=_DEFER_BYTES if pixels else None, force=force
             )
@@ -141,6 +149,33 @@ def read_instance(
     if pixels:
         instance.dataset = dataset
     return instance
+
+
+def check_deflated(path: Path, start: bytes) -> None:
+    """Inflate a file that is deflated once, in pieces, before pydicom inflates it into memory at once.
+
+    Args:
+        path: the file.
+        start: its first bytes, 512 or more.
+
+    Raises:
+        ReadError: it becomes far larger than an image of its kind.
+    """
+    if start[128:132] != b"DICM" or _DEFLATED not in start:
+        return
+    if pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return
+    # The group of the file's meta information begins with its own length (PS3.10 7.1).
+    length = int.from_bytes(start[140:144], "little") if start[132:136] == b"\x02\0\0\0" else 0
+    stream, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    with path.open("rb") as file:
+        file.seek(144 + length)
+        while not stream.eof and (chunk := file.read(1 << 16)):
+            while chunk:
+                size += len(stream.decompress(chunk, 1 << 24))
+                chunk = stream.unconsumed_tail
+                if size > _MOST_BYTES:
+                    raise ReadError(f"{path}: inflates to more than {_MOST_BYTES:,} bytes: damaged or forged")
 
 
 def _instance(path: Path, ds: Dataset) -> Instance:

@@ -174,7 +174,7 @@ def _segmentation(path: Path, ds: Dataset, probabilities: bool) -> Segmentation:
     count = integer(ds, "NumberOfFrames") or 1
     if len(frames) != count and "PerFrameFunctionalGroupsSequence" in ds:
         raise ReadError(
-            f"{path}: it has {count} frame{'s' if count > 1 else ''} by NumberOfFrames (0028,0008) and {len(frames)} by "
+            f"{path}: {count} frame{'s' if count > 1 else ''} by NumberOfFrames (0028,0008) and {len(frames)} by "
             "PerFrameFunctionalGroupsSequence (5200,9230): some are missing; copy it again from its source"
         )
     measures = first_item(frames[0], shared, "PixelMeasuresSequence")

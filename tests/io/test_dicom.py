@@ -3,11 +3,11 @@ import random
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import Dataset
-from pydicom.uid import generate_uid
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, generate_uid
 
 from medseg.errors import ConfigError, GeometryError, MissingTagError, ReadError
-from medseg.io import read_image, read_series
+from medseg.io import find_series, read_image, read_series
 
 from .conftest import NAME, PATIENT
 
@@ -341,3 +341,19 @@ def test_damaged_compressed_pixels(tmp_path, make_series, damage):
     with pytest.raises(ReadError) as error:
         read_image(file)
     assert str(error.value).isprintable()
+
+
+def test_a_small_file_that_inflates_without_end_is_refused(tmp_path, monkeypatch):
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    ds.SOPClassUID, ds.SOPInstanceUID, ds.Modality = CTImageStorage, "1.2.3", "CT"
+    ds.ImageComments = " " * 8000
+    ds.add_new(0x00091001, "OB", bytes(60_000))
+    pydicom.dcmwrite(tmp_path / "bomb.dcm", ds, enforce_file_format=True)
+    assert (tmp_path / "bomb.dcm").stat().st_size < 1000
+    monkeypatch.setattr("medseg.io.dicom_header._MOST_BYTES", 50_000)
+    with pytest.raises(ReadError, match="inflates to more than 50,000 bytes"):
+        read_image(tmp_path / "bomb.dcm")
+    (series,) = find_series(tmp_path)
+    assert "inflates to more than" in series.problems[0]

@@ -299,7 +299,7 @@ def test_a_deflated_structure_set_is_read_and_a_forged_one_is_not(ct, tmp_path, 
     assert (tmp_path / "deflated.dcm").stat().st_size < 5000
     mask = read_rtstruct(tmp_path / "deflated.dcm", ct)["GTV"]
     np.testing.assert_array_equal(mask.numpy()[0], expected(((3, 7), (4, 9), 2)))
-    monkeypatch.setattr("medseg.io.dicom_object._MOST_BYTES", 50_000)
+    monkeypatch.setattr("medseg.io.dicom_header._MOST_BYTES", 50_000)
     with pytest.raises(ReadError, match="inflates to more than 50,000 bytes"):
         read_rtstruct(tmp_path / "deflated.dcm", ct)
 

@@ -334,7 +334,7 @@ def test_segmentations_of_other_tools(data):
     stored = pydicom.dcmread(folder / "seg_image_ct_binary_single_frame.dcm").pixel_array
     np.testing.assert_array_equal(single.numpy()[0, :, :, 0], stored.reshape(128, 128).T)
     # Two of its three frames were cut away, and its functional groups still tell of them.
-    with pytest.raises(ReadError, match="1 frame by NumberOfFrames .* and 3 by PerFrameFunctionalGroupsSequence"):
+    with pytest.raises(ReadError, match=r"1 frame by NumberOfFrames .* and 3 by PerFrameFunctionalGroupsSequence"):
         read_seg(data / "odd" / "pydicom" / "test_files" / "liver_1frame.dcm")
 
 
