@@ -71,7 +71,8 @@ def test_linear_exact_by_hand_with_its_bounds() -> None:
 @given(stored, st.floats(-1000, 5000), st.floats(1, 9000))
 def test_linear_exact_is_the_hounsfield_window(values: np.ndarray, center: float, width: float) -> None:
     exact = DicomWindow(center, width, "LINEAR_EXACT", high=1)(values[None])
-    np.testing.assert_allclose(exact, HounsfieldWindow((center, width))(values[None]), atol=1e-5)
+    # The Hounsfield window computes in float32: near 5000 HU its error is a few parts in 10,000 of a width of 1.
+    np.testing.assert_allclose(exact, HounsfieldWindow((center, width))(values[None]), atol=1e-3)
 
 
 def test_sigmoid_by_hand() -> None:
