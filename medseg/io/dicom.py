@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import ConfigError, GeometryError, MedsegError, ReadError
 from .dicom_geometry import Grid, Slot, assemble, grids_of, stacks_of
-from .dicom_header import Instance, place_of
+from .dicom_header import Instance, hash_patient, place_of
 from .dicom_pixels import check_promise, dataset_of, decode, forget_pixels, rescale, window_of
 from .mosaic import picture_of, tile_of
 from .suv import suv_factors
@@ -334,6 +334,6 @@ def _volume(
             "study_uid": first.study_uid,
             "series_uid": first.series_uid,
             "frame_of_reference_uid": first.frame_of_reference_uid,
-            "patient_hash": first.hashed_patient(),
+            "patient_hash": hash_patient(first.patient_id),
         },
     )

@@ -103,11 +103,17 @@ class Instance:
         """Whether this is an image, as opposed to a structure set, a report and so on."""
         return self.rows > 0 and self.columns > 0 and self.modality not in NON_IMAGES
 
-    def hashed_patient(self) -> str:
-        """Return a hash that tells patients apart without naming them; empty where there is no PatientID."""
-        if not self.patient_id:
-            return ""
-        return hashlib.sha256(b"medseg patient " + self.patient_id.encode()).hexdigest()[:32]
+
+def hash_patient(patient_id: object) -> str:
+    """Return the hash by which images and other objects of one patient know each other; nothing for no PatientID."""
+    text = one_line(patient_id or "")
+    return hashlib.sha256(b"medseg patient " + text.encode()).hexdigest()[:32] if text else ""
+
+
+def modality_of(ds: Dataset) -> str:
+    """Return the modality; in a damaged file it may be anything, a name among it, and is nothing then."""
+    modality = one_line(ds.get("Modality") or "")
+    return modality if re.fullmatch("[A-Z0-9_ ]{1,16}", modality) else ""
 
 
 def read_instance(
@@ -187,9 +193,7 @@ def _instance(path: Path, ds: Dataset) -> Instance:
         return "\\".join(one_line(part) for part in parts)
 
     rows, columns = integer(ds, "Rows") or 0, integer(ds, "Columns") or 0
-    modality = text("Modality")
-    if not re.fullmatch("[A-Z0-9_ ]{1,16}", modality):  # in a damaged file it may be anything, a name among it
-        modality = ""
+    modality = modality_of(ds)
     planes: tuple[Plane, ...] = ()
     tiles, problem = 0, ""
     if rows and columns and modality not in NON_IMAGES:

@@ -6,9 +6,8 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from ..errors import ReadError
-from .dicom_header import check_deflated
+from .dicom_header import check_deflated, modality_of
 from .kinds import kind_of, read_start
-from .text import one_line
 
 
 def read_object(path: Path, modality: str) -> Dataset:
@@ -27,7 +26,7 @@ def read_object(path: Path, modality: str) -> Dataset:
         raise ReadError(f"{path}: not DICOM: expected DICOM of modality {modality}")
     check_deflated(path, start)
     ds = pydicom.dcmread(path, force=True)
-    found = one_line(ds.get("Modality") or "unknown")
+    found = modality_of(ds)
     if found != modality:
-        raise ReadError(f"{path}: a DICOM object of modality {found[:16]}: expected {modality}")
+        raise ReadError(f"{path}: a DICOM object of modality {found or 'unknown'}: expected {modality}")
     return ds

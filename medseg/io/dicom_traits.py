@@ -116,8 +116,12 @@ def _private(
     ds: Dataset, group: int, element: int, creator: str, *, count: int = 1, binary: bool = False
 ) -> tuple[float, ...] | None:
     """Return the first numbers of a private element. Archives often lose its VR; ``binary`` numbers are floats then."""
-    mark, tag = BaseTag(group << 16 | 0x10), BaseTag(group << 16 | 0x1000 | element)
-    if mark not in ds or tag not in ds or str(ds[mark].value).strip().upper() != creator:
+    # A vendor's block is where its creator says (PS3.5 7.8.1): the first in most files, a later one in some.
+    block = 0x10
+    while (mark := BaseTag(group << 16 | block)) in ds and str(ds[mark].value).strip().upper() != creator:
+        block += 1
+    tag = BaseTag(group << 16 | block << 8 | element)
+    if mark not in ds or tag not in ds:
         return None
     value = ds[tag].value
     try:

@@ -1,6 +1,5 @@
 """The image that contours, segmentations and labels belong to: its grid and its identity, without its voxels."""
 
-import hashlib
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import GeometryError, ReadError
+from .dicom_header import hash_patient
 from .series import Series, find_series
 from .text import one_line
 
@@ -69,12 +69,6 @@ def uid_of(value: object) -> str:
     """Return a UID, or nothing where a file has none or something that is none."""
     text = one_line(value or "")
     return text if "." in text and not text.strip("0123456789.") else ""
-
-
-def hash_patient(patient_id: object) -> str:
-    """Return the hash by which images and other objects of one patient know each other; nothing for no PatientID."""
-    text = one_line(patient_id or "")
-    return hashlib.sha256(b"medseg patient " + text.encode()).hexdigest()[:32] if text else ""
 
 
 def matched_by(

@@ -16,9 +16,9 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from ..errors import ConfigError, GeometryError, MedsegError, ReadError
-from .dicom_header import integer, quiet
+from .dicom_header import hash_patient, integer, quiet
 from .dicom_object import read_object
-from .reference import Reference, check_patient, find_reference, hash_patient, matched_by, uid_of
+from .reference import Reference, check_patient, find_reference, matched_by, uid_of
 from .text import one_line
 from .volume import Volume
 

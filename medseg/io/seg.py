@@ -15,9 +15,9 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from ..errors import GeometryError, MedsegError, ReadError
-from .dicom_header import first_item, integer, numbers, quiet
+from .dicom_header import first_item, hash_patient, integer, numbers, quiet
 from .dicom_object import read_object
-from .reference import Reference, find_reference, hash_patient, matched_by, uid_of
+from .reference import Reference, find_reference, matched_by, uid_of
 from .text import one_line
 from .volume import Volume
 

@@ -130,8 +130,11 @@ def test_a_plain_series_has_one_volume_without_a_name(tmp_path, make_series):
     assert find_series(tmp_path)[0].volumes == ()
 
 
-def test_siemens_b_values_of_an_archive_that_lost_their_types(tmp_path, make_series):
+@pytest.mark.parametrize("before", [(), ("ANOTHER VENDOR", "A THIRD")])
+def test_siemens_b_values_of_an_archive_that_lost_their_types(tmp_path, make_series, before):
     def change(i, ds):
+        for creator in before:  # the vendor's block is not the first
+            ds.private_block(0x0019, creator, create=True).add_new(0x0C, "OB", b"7")
         block = ds.private_block(0x0019, "SIEMENS MR HEADER", create=True)
         block.add_new(0x0C, "OB", b"50" if i < 4 else b"400 ")
 
