@@ -177,7 +177,7 @@ def write_meta(folder, lines="", raw=None, file="a.raw", type="MET_SHORT", spaci
         ("HeaderSize = -1\n", b"12345678901" + VOXELS.tobytes(), PLAIN),
         ("BinaryData = False\n", " ".join(map(str, VOXELS.ravel())).encode(), PLAIN),
         ("CompressedData = True\n", zlib.compress(VOXELS.tobytes()), PLAIN),
-        ("CompressedData = True\n", gzip.compress(VOXELS.tobytes()), PLAIN),
+        ("CompressedData = True\n", gzip.compress(VOXELS.tobytes(), mtime=0), PLAIN),
         ("CompressedData = True\nCompressedDataSize = 9\n", zlib.compress(VOXELS.tobytes()), PLAIN),
         (
             "CompressedData = True\nBinaryDataByteOrderMSB = True\n",
@@ -309,7 +309,7 @@ def test_the_unit_of_an_nrrd(tmp_path, units, factor):
 @pytest.mark.parametrize(
     ("encoding", "voxels"),
     [
-        ("gzip", gzip.compress(VOXELS.tobytes())),
+        ("gzip", gzip.compress(VOXELS.tobytes(), mtime=0)),
         ("ascii", " ".join(map(str, VOXELS.ravel())).encode()),
         ("hex", VOXELS.tobytes().hex().encode()),
     ],
