@@ -1,6 +1,7 @@
 """From a source to a dataset, by a recipe: in parallel, going on where it stopped, without identifiers."""
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import functools
@@ -12,31 +13,33 @@ import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep.clinical import UNKNOWN, read_strata
 from data_prep.identity import KeyFile, mask, safe_name
-from data_prep.recipes import recipe_class
 from data_prep.recipes.base import Case, Plan, Recipe, Selection, Unpaired
 from medseg.errors import ConfigError, DatasetError, MedsegError
-from medseg.io import atomic_write_text
+from medseg.io import atomic_write_bytes, atomic_write_text
 from medseg.io.workers import WorkerDied, Workers
 from medseg.version import __version__
 
 if TYPE_CHECKING:
-    import click
     from rich.console import Console
     from rich.progress import Progress
 
 #: Where the records of finished cases lie while a build is under way (medseg.data.folder.UNFINISHED).
 WORK = ".build"
 #: Libraries whose version may change the voxels or the bytes of a dataset.
-LIBRARIES = ("numpy", "scipy", "nibabel", "pydicom", "SimpleITK", "torch", "monai")
+LIBRARIES = (
+    *("numpy", "scipy", "scikit-image", "nibabel", "pydicom", "imagecodecs", "pillow", "SimpleITK", "torch", "monai"),
+)
+#: Where the files of the cases are.
+FOLDERS = ("imagesTr", "labelsTr", "attachments")
 #: Files made from a finished dataset, which another set of cases makes false.
 DERIVED = ("splits.json", "splits_final.json", "slices.h5")
-UNKNOWN = "unknown"
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
@@ -89,7 +92,7 @@ def build_dataset(
     *,
     jobs: int | None = None,
     key: str | Path | None = None,
-    keep_identifiers: bool = False,
+    keep_identifiers: bool | None = None,
     clinical: Sequence[str | Path] = (),
     id_column: str = "patient_id",
     stratum_column: str | None = None,
@@ -109,7 +112,8 @@ def build_dataset(
         jobs: how many cases at once, each in a process of its own (1: in this one); by default a process per core.
         key: the key file of another dataset, to give its patients the same pseudonyms. Without it a key is made, and
             kept beside the dataset (``OUT.key``).
-        keep_identifiers: name cases and patients as the source does; for public data only.
+        keep_identifiers: name cases and patients as the source does, for public data only; by default as the recipe
+            says (``Recipe.public``).
         clinical: CSV files with a row per patient.
         id_column: their column with the patient's identifier, as in the source.
         stratum_column: their column that becomes ``stratum`` in cases.csv.
@@ -126,6 +130,7 @@ def build_dataset(
     """
     source, out = Path(source).absolute(), Path(out).absolute()
     jobs = jobs or len(os.sched_getaffinity(0))
+    keep_identifiers = recipe.public if keep_identifiers is None else keep_identifiers
     if not source.is_dir():
         raise DatasetError(f"{source}: no such folder; give the folder with the raw data")
     if out.resolve() == source.resolve() or source.resolve() in out.resolve().parents:
@@ -133,9 +138,10 @@ def build_dataset(
     if out.resolve() in source.resolve().parents:
         raise ConfigError(f"SOURCE {source} lies inside OUT {out}; choose another OUT")
     _check_is_ours(out, recipe.name)
-    strata = _read_strata([Path(path) for path in clinical], id_column, stratum_column)
+    strata = read_strata([Path(path) for path in clinical], id_column, stratum_column)
     with _progress(console) as progress:
         task = progress.add_task("looking through the source", total=None)
+        recipe.jobs = jobs
         selection = recipe.select(source)
         progress.remove_task(task)
     if not selection.cases:
@@ -302,7 +308,7 @@ class _Build:
 
     def _fingerprint(self, name: str, plan: Plan) -> str:
         """What the result of a case depends on; another fingerprint means that it has to be made again."""
-        content = [self.recipe.name, self.recipe.describe(), plan.channel_names, plan.labels, plan.remapped]
+        content = [self.recipe.name, self.recipe.describe(), dataclasses.asdict(plan)]
         content += [_versions(), self.digests[name]]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -405,13 +411,14 @@ class _Build:
             name=self.recipe.name,
             channel_names=plan.channel_names,
             labels=plan.labels,
+            classes=plan.classes,
             rows=rows,
             manifest=manifest,
             splits=json.loads(splits) if splits else None,
         )
         belongs = {file for record in records.values() for file in record["files"]}
-        for folder in ("imagesTr", "labelsTr"):
-            for path in (self.out / folder).iterdir():
+        for folder in FOLDERS:
+            for path in (self.out / folder).glob("*"):
                 if f"{folder}/{path.name}" not in belongs:
                     path.unlink()
         for path in self.out.glob(".tmp-*"):
@@ -419,9 +426,8 @@ class _Build:
         shutil.rmtree(self.out / WORK, ignore_errors=True)
         self.result.notes += self.recipe.audit({row["case"]: row for row in rows})
         self.result.failed = [problem for _, problem, _ in failed]
-        show_names = self.keep_identifiers or not self.recipe.confidential
         self.result.unpaired = [
-            Problem(", ".join(names) if show_names else _sources(numbers), why, numbers)
+            Problem(", ".join(names) if self.keep_identifiers else _sources(numbers), why, numbers)
             for numbers, why, names in unpaired
         ]
 
@@ -438,7 +444,7 @@ class _Build:
             numbered = {file: f"source {self.numbers[file]}" for file in case.files}
             hidden = mask(failure.message, numbered, self._words(case), root=self.source)
             label, shown = name, hidden
-            if self.keep_identifiers or not self.recipe.confidential:
+            if self.keep_identifiers:
                 shown = mask(failure.message, {file: self.relative[file] for file in case.files}, root=self.source)
                 label = name if name == case.name else f"{name} ({case.name})"
             trace = mask(failure.trace, numbered, self._words(case)) if failure.trace else ""
@@ -461,7 +467,7 @@ class _Build:
     def _undo(self) -> None:
         """Leave nothing of a build that made nothing."""
         if not (self.out / "dataset.json").exists():
-            for folder in (WORK, "imagesTr", "labelsTr"):
+            for folder in (WORK, *FOLDERS):
                 shutil.rmtree(self.out / folder, ignore_errors=True)
             if self.key_is_new:
                 self.key_path.unlink(missing_ok=True)
@@ -482,13 +488,23 @@ def _survey(recipe: Recipe, case: Case) -> Any:
 
 def _make_case(recipe: Recipe, case: Case, plan: Plan, out: Path, name: str) -> Any:
     """Make and write one case; the answer is what its record says of it."""
-    from medseg.data.folder import image_names, label_name, write_case
+    from medseg.data.folder import attachment_name, image_names, label_name, write_case
 
     with _as_answer() as caught:
         sample = recipe.make(case, plan)
-        row = write_case(out, name, sample.image, sample.label, plan.labels) | sample.columns
-        files = [*image_names(name, len(sample.image)), label_name(name)]
-        return {"row": row, "files": {file: _sha256(out / file) for file in files}}
+        files = image_names(name, len(sample.image))
+        if plan.classes:
+            if sample.label is not None or sample.target not in plan.classes:
+                raise DatasetError(f"class {sample.target!r} found, one of {', '.join(plan.classes)} expected")
+            row = write_case(out, name, sample.image) | {"class": sample.target}
+        else:
+            row = write_case(out, name, sample.image, sample.label, plan.labels)
+            files.append(label_name(name))
+        for attached, content in sample.attachments.items():
+            files.append(attachment_name(name, attached))
+            (out / files[-1]).parent.mkdir(exist_ok=True)
+            atomic_write_bytes(out / files[-1], content)
+        return {"row": row | sample.columns, "files": {file: _sha256(out / file) for file in files}}
     return caught[0]
 
 
@@ -544,47 +560,6 @@ def _lock(out: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _read_strata(paths: Sequence[Path], id_column: str, stratum_column: str | None) -> dict[str, str] | None:
-    """Stratum by patient identifier, from clinical tables."""
-    import difflib
-
-    import pandas as pd
-
-    if stratum_column is None or not paths:
-        if stratum_column is not None or paths:
-            raise ConfigError("--clinical FILE and --stratum-column NAME go together: give both or neither")
-        return None
-    strata: dict[str, str] = {}
-    found: set[str] = set()
-    for path in paths:
-        try:
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, sep=None, engine="python", encoding="utf-8-sig")
-        except FileNotFoundError:
-            raise ConfigError(f"--clinical: {path}: no such file") from None
-        except (ValueError, UnicodeDecodeError, pd.errors.ParserError) as error:
-            raise DatasetError(f"{path}: not a CSV table ({type(error).__name__})") from None
-        found |= set(table.columns)
-        if id_column not in table:
-            near = difflib.get_close_matches(id_column, table.columns, n=1)
-            hint = f" (nearest: {near[0]})" if near else ""
-            raise ConfigError(
-                f"--id-column: {path} has no column {id_column!r}{hint}; it has {', '.join(map(str, table.columns))}"
-            )
-        if stratum_column not in table:
-            continue
-        for patient, stratum in zip(table[id_column].str.strip(), table[stratum_column].str.strip(), strict=True):
-            if strata.setdefault(patient, stratum or UNKNOWN) != (stratum or UNKNOWN):
-                raise DatasetError(
-                    f"{path}: a patient has {strata[patient]!r} and {stratum!r} in the column {stratum_column}; "
-                    "expected one value per patient"
-                )
-    if stratum_column not in found:
-        near = difflib.get_close_matches(stratum_column, found, n=1)
-        hint = f" (nearest: {near[0]})" if near else ""
-        raise ConfigError(f"--stratum-column: no column {stratum_column!r}{hint}; there are {', '.join(sorted(found))}")
-    return strata
 
 
 def _records(out: Path) -> dict[str, Any]:
@@ -647,83 +622,3 @@ def _progress(console: "Console | None") -> "Iterator[Progress]":
         transient=True,
     ) as progress:
         yield progress
-
-
-# The command
-
-
-def recipe_command(name: str, cls: "type[click.Command]") -> "click.Command":
-    """The subcommand of a recipe: the options that all recipes have, and those that it declares.
-
-    Args:
-        name: of the recipe.
-        cls: class of the command.
-    """
-    import click
-
-    recipe = recipe_class(name)
-    path = click.Path(path_type=Path)
-    file = click.Path(dir_okay=False, path_type=Path)
-
-    def run(**given: Any) -> None:
-        chosen = {option.name: given.pop(option.name) for option in fields(recipe.Options)}
-        _run(recipe(recipe.Options(**chosen)), **given)
-
-    own = [
-        click.Option(
-            [option.metadata["flag"], option.name],
-            **_help(option.metadata["help"], option.default),
-            **option.metadata["click"],
-        )
-        for option in fields(recipe.Options)
-    ]
-    common = [
-        click.Option(["--jobs"], type=click.IntRange(1), help="Cases at once.  [default: a process per core]"),
-        click.Option(["--key"], type=file, help="Key file of another dataset: same patients, same pseudonyms."),
-        click.Option(["--keep-identifiers"], is_flag=True, help="Name cases as the source does (public data only)."),
-        click.Option(
-            ["--clinical"], type=file, multiple=True, help="CSV file with a row per patient; repeat for more."
-        ),
-        click.Option(["--id-column"], default="patient_id", help="Its column with the patient's identifier."),
-        click.Option(["--stratum-column"], help="Its column to stratify splits by."),
-        click.Option(["--report/--no-report"], default=True, help="Write report.html."),
-    ]
-    return cls(
-        name,
-        params=[click.Argument(["source"], type=path), click.Argument(["out"], type=path), *own, *common],
-        callback=run,
-        help=f"{recipe.summary}\n\nBuilds the dataset OUT from what lies in SOURCE. Run it again to go on after an "
-        "interruption, or after the source changed. The names of the numbered sources stand in OUT.key, which tells "
-        "who the patients are: keep it apart.",
-        short_help=recipe.summary,
-    )
-
-
-def _help(text: str, default: Any) -> dict[str, Any]:
-    return {"help": text, "default": default, "show_default": default not in (None, (), False)}
-
-
-def _run(recipe: Recipe, source: Path, out: Path, **given: Any) -> None:
-    """Build for the command line: progress and problems on stderr, what was done on stdout."""
-    import click
-    from rich.console import Console
-
-    try:
-        result = build_dataset(recipe, source, out, console=Console(stderr=True), **given)
-    except KeyboardInterrupt:
-        click.echo("interrupted; run the same command again to go on", err=True)
-        raise SystemExit(130) from None
-    for problem in result.unpaired:
-        click.echo(f"unpaired: {problem.case}: {problem.what}", err=True)
-    for problem in result.failed:
-        click.echo(f"failed: {problem.case}: {problem.what}", err=True)
-        context = click.get_current_context(silent=True)
-        if problem.trace and context is not None and context.meta.get("debug"):
-            click.echo(problem.trace, err=True)
-    for note in result.notes:
-        click.echo(f"note: {note}", err=True)
-    counts = Counter(built=len(result.built), unchanged=len(result.kept), removed=len(result.removed))
-    counts += Counter(failed=len(result.failed), unpaired=len(result.unpaired))
-    click.echo(f"{out}: {', '.join(f'{n} {what}' for what, n in counts.items())}")
-    if result.failed:
-        raise SystemExit(1)

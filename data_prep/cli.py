@@ -144,7 +144,7 @@ class _Recipes(Group):
         return list(RECIPES)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
-        from data_prep.build import recipe_command
+        from data_prep.build_command import recipe_command
 
         try:
             return recipe_command(cmd_name, Command)

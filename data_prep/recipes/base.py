@@ -59,13 +59,15 @@ class Plan:
 
     Attributes:
         channel_names: in nnU-Net's words (``CT``).
-        labels: value by name; background is 0, the others are 1 to n-1.
+        labels: of a segmentation, value by name; background is 0, the others are 1 to n-1.
         remapped: value in the source (as text) to value in the dataset, where labels were renumbered.
+        classes: of a classification, value by name, 0 to n-1; there are then no labels.
     """
 
     channel_names: tuple[str, ...]
-    labels: dict[str, int]
+    labels: dict[str, int] = field(default_factory=dict)
     remapped: dict[str, int] = field(default_factory=dict)
+    classes: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,14 +75,35 @@ class Sample:
     """One case as made.
 
     Attributes:
-        image: [channel, x, y, z], float32, RAS mm affine.
-        label: [1, x, y, z] on the same grid.
-        columns: what cases.csv shall say of it besides shape, spacing, volumes and hashes.
+        image: [channel, x, y, z], float32, RAS mm affine; a picture is one slice, x × y × 1.
+        label: of a segmentation, [1, x, y, z] on the same grid.
+        columns: what cases.csv shall say of it besides shape, spacing, volumes and hashes. ``lesion`` and ``position``
+            stand in the lists of dataset.json too.
+        target: of a classification, a name of the plan's classes.
+        attachments: further files of the case by name (``T1_to_FLAIR.tfm``, ``position.png``); they become
+            ``attachments/CASE_name``, and report.html shows those that are PNG pictures.
     """
 
     image: "MetaTensor"
-    label: "MetaTensor"
+    label: "MetaTensor | None" = None
     columns: dict[str, str] = field(default_factory=dict)
+    target: str | None = None
+    attachments: dict[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a public dataset comes from.
+
+    Attributes:
+        address: its web page.
+        license: as its publisher states it.
+        citation: the paper to cite.
+    """
+
+    address: str
+    license: str
+    citation: str = ""
 
 
 class Recipe(ABC):
@@ -99,11 +122,16 @@ class Recipe(ABC):
     #: What a source must hold at least, for the message that it does not.
     needs: ClassVar[str]
     Options: ClassVar[type]
-    #: Whether names and folders of the source may tell who the patient is; then they are never shown.
-    confidential: ClassVar[bool] = True
+    #: Whether the source is public and its identifiers are: then cases and patients keep them. The names, folders and
+    #: headers of any other source may tell who the patient is, and are never shown.
+    public: ClassVar[bool] = False
+    #: Where the source of a public recipe comes from.
+    origin: ClassVar[Origin | None] = None
 
     def __init__(self, options: Any = None) -> None:
         self.options: Any = self.Options() if options is None else options
+        #: How many files :meth:`select` may look at at once.
+        self.jobs = 1
 
     def describe(self) -> dict[str, Any]:
         """Options as the manifest records them."""

@@ -83,7 +83,6 @@ class FolderRecipe(Recipe):
     summary = "Images and labels that lie ready in two folders, paired by name."
     needs = "an image and a label of the same name"
     Options = FolderOptions
-    confidential = False
 
     def select(self, source: Path) -> Selection:
         """Pair the files of the two folders."""

@@ -5,7 +5,8 @@
     DATASET/
       dataset.json                 nnU-Net v2 keys, and the Decathlon lists that MONAI reads
       imagesTr/CASE_0000.nii.gz    one file per channel, float32
-      labelsTr/CASE.nii.gz         uint8, labels 0 … n-1
+      labelsTr/CASE.nii.gz         uint8, labels 0 … n-1 (a classification has none: its classes stand in the lists)
+      attachments/CASE_NAME        what else a recipe keeps of a case, such as the transform of a registration
       cases.csv                    a row per case
       splits.json                  which case is in which part, by patient
       splits_final.json            the same folds as nnU-Net wants them
@@ -39,7 +40,11 @@ FILE_ENDING = ".nii.gz"
 #: The folder of a build under way; a dataset that has it is not finished.
 UNFINISHED = ".build"
 #: Columns of cases.csv that are text, whatever they look like ("001" stays "001").
-TEXT_COLUMNS = ("case", "patient", "stratum", "shape", "spacing", "image_sha256", "label_sha256")
+TEXT_COLUMNS = (
+    *("case", "patient", "stratum", "class", "lesion", "position", "shape", "spacing", "image_sha256", "label_sha256"),
+)
+#: Columns that stand in the lists of dataset.json too, where a dataset has them.
+LISTED = ("lesion", "position")
 _DECATHLON = {"training": "train", "validation": "val"}
 PARTS = ("train", "val", "test", "all")
 
@@ -73,7 +78,8 @@ class DatasetFolder:
     def info(self) -> dict[str, Any]:
         """The content of dataset.json."""
         info = _read_json(self.root / "dataset.json")
-        for key in ("channel_names", "labels"):
+        kind = "classes" if isinstance(info, dict) and "classes" in info else "labels"
+        for key in ("channel_names", kind):
             if not isinstance(info, dict) or not isinstance(info.get(key), dict) or not info[key]:
                 raise DatasetError(f"{self.root / 'dataset.json'}: no {key} in it; build the dataset again")
         return info
@@ -86,16 +92,22 @@ class DatasetFolder:
 
     @property
     def labels(self) -> dict[str, int]:
-        """Value of each label by name, ``background`` (0) first."""
-        return dict(sorted(self.info["labels"].items(), key=lambda item: item[1]))
+        """Value of each label by name, ``background`` (0) first; empty for a classification."""
+        return dict(sorted(self.info.get("labels", {}).items(), key=lambda item: item[1]))
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """Of a classification, value of each class by name, 0 first; empty for a segmentation."""
+        return dict(sorted(self.info.get("classes", {}).items(), key=lambda item: item[1]))
 
     @cached_property
     def cases(self) -> pd.DataFrame:
         """The table cases.csv, a row per case.
 
         Columns: ``case``, ``patient`` (pseudonyms, unless the public identifiers were kept), ``stratum`` (may be
-        empty), ``shape`` (``256x256x120``), ``spacing`` (mm, ``1x1x3``), ``volume_ml_<label>`` for every label,
-        ``image_sha256`` and ``label_sha256`` (of the pixels, see :func:`pixel_hash`), and what the recipe measured.
+        empty), ``shape`` (``256x256x120``), ``spacing`` (mm, ``1x1x3``), ``volume_ml_<label>`` for every label (or, of
+        a classification, ``class``), ``image_sha256`` and ``label_sha256`` (of the pixels, see :func:`pixel_hash`), and
+        what the recipe measured.
         """
         path = self.root / "cases.csv"
         try:
@@ -153,7 +165,8 @@ class DatasetFolder:
 
         Returns:
             a dict per case, in the order of splits.json, with ``image`` (absolute paths, one per channel), ``label``
-            (absolute path), ``case`` and ``patient``.
+            (absolute path; of a classification, the number of the class), ``case`` and ``patient``, and ``lesion`` and
+            ``position`` where the dataset has them.
 
         Raises:
             ConfigError: no such part.
@@ -164,9 +177,9 @@ class DatasetFolder:
             near = difflib.get_close_matches(str(split), PARTS, n=1, cutoff=0.3)
             hint = f" (nearest: {near[0]})" if near else ""
             raise ConfigError(f"split: {split!r} given, one of {', '.join(PARTS)} expected{hint}")
-        patients = dict(zip(self.cases["case"], self.cases["patient"], strict=True))
+        rows = {str(row["case"]): row for row in self.cases.to_dict("records")}
         if split == "all":
-            chosen = list(patients)
+            chosen = list(rows)
         else:
             folds = self.splits["folds"]
             if not 0 <= fold < len(folds):
@@ -174,12 +187,19 @@ class DatasetFolder:
             chosen = self.splits["test"] if split == "test" else folds[fold][split]
         entries = []
         for case in chosen:
-            images, label = [path.absolute() for path in self.image_paths(case)], self.label_path(case).absolute()
-            for path in (*images, label):
+            images, row = [path.absolute() for path in self.image_paths(case)], rows[case]
+            label = None if self.classes else self.label_path(case).absolute()
+            for path in (*images, *([label] if label else [])):
                 if not path.is_file():
                     raise DatasetError(f"{path}: no such file, though cases.csv lists {case}; build the dataset again")
             entries.append(
-                {"image": [str(path) for path in images], "label": str(label), "case": case, "patient": patients[case]}
+                {
+                    "image": [str(path) for path in images],
+                    "label": str(label) if label else _class_of(row, self.classes),
+                    "case": case,
+                    "patient": row["patient"],
+                    **{column: row[column] for column in LISTED if column in row},
+                }
             )
         return entries
 
@@ -255,6 +275,16 @@ def label_name(case: str) -> str:
     return f"labelsTr/{case}{FILE_ENDING}"
 
 
+def attachment_name(case: str, name: str) -> str:
+    """Path of a further file of a case, relative to the dataset.
+
+    Example:
+        >>> attachment_name("a1", "T1_to_FLAIR.tfm")
+        'attachments/a1_T1_to_FLAIR.tfm'
+    """
+    return f"attachments/{case}_{name}"
+
+
 def pixel_hash(array: NDArray[Any]) -> str:
     """SHA-256 of an array's type, shape and values in C order: equal for equal pixels, whatever the file.
 
@@ -270,7 +300,11 @@ def pixel_hash(array: NDArray[Any]) -> str:
 
 
 def write_case(
-    root: str | Path, case: str, image: "MetaTensor", label: "MetaTensor", labels: Mapping[str, int]
+    root: str | Path,
+    case: str,
+    image: "MetaTensor",
+    label: "MetaTensor | None" = None,
+    labels: Mapping[str, int] | None = None,
 ) -> dict[str, str]:
     """Write the files of one case and measure it.
 
@@ -278,7 +312,8 @@ def write_case(
         root: the dataset.
         case: name of the case.
         image: [channel, x, y, z], float32, with its affine (RAS mm).
-        label: [1, x, y, z], values of ``labels``; it lies on the image's grid, and gets the image's affine.
+        label: of a segmentation, [1, x, y, z], values of ``labels``; it lies on the image's grid, and gets the image's
+            affine. Without ``labels`` the case is one of a classification, which has none.
         labels: value by name.
 
     Returns:
@@ -291,30 +326,46 @@ def write_case(
 
     affine = np.asarray(image.affine, dtype=np.float64)
     pixels = np.asarray(image, dtype=np.float32)
-    mask = np.asarray(label)[0]
-    if pixels.shape[1:] != mask.shape:
-        raise DatasetError(f"{case}: image of shape {pixels.shape[1:]}, label of shape {mask.shape}")
+    if pixels.ndim != 4 or not pixels.size:
+        raise DatasetError(f"{case}: image of shape {pixels.shape}, [channel, x, y, z] expected")
     if not np.isfinite(pixels).all():
         raise DatasetError(f"{case}: {np.count_nonzero(~np.isfinite(pixels))} voxels of the image are no finite number")
+    columns = {
+        "case": case,
+        "shape": "x".join(map(str, pixels.shape[1:])),
+        "spacing": "x".join(f"{step:.6g}" for step in np.linalg.norm(affine[:3, :3], axis=0)),
+        "image_sha256": pixel_hash(pixels),
+    }
+    mask = None
+    if labels is not None:
+        if label is None:
+            raise DatasetError(f"{case}: no label, one expected")
+        mask = np.asarray(label)[0]
+        columns |= _measure(case, mask, pixels.shape[1:], abs(np.linalg.det(affine[:3, :3])) / 1000, labels)
+        mask = mask.astype(np.uint8)
+    (Path(root) / "imagesTr").mkdir(parents=True, exist_ok=True)
+    for channel, name in zip(pixels, image_names(case, len(pixels)), strict=True):
+        write_nifti((channel, affine), Path(root) / name)
+    if mask is not None:
+        (Path(root) / "labelsTr").mkdir(parents=True, exist_ok=True)
+        write_nifti((mask, affine), Path(root) / label_name(case))
+    return columns
+
+
+def _measure(
+    case: str, mask: NDArray[Any], shape: tuple[int, ...], voxel_ml: float, labels: Mapping[str, int]
+) -> dict[str, str]:
+    """Volumes and hash of a label map, once it is certain that it holds nothing but ``labels``."""
+    if mask.shape != shape:
+        raise DatasetError(f"{case}: image of shape {shape}, label of shape {mask.shape}")
     values, counts = np.unique(mask, return_counts=True)
     unknown = set(values.tolist()) - set(labels.values())
     if unknown:
         raise DatasetError(f"{case}: label values {sorted(unknown)} are not among {dict(labels)}")
-    mask = mask.astype(np.uint8)
-    voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000
     n_voxels = dict(zip(values.tolist(), counts.tolist(), strict=True))
-    (Path(root) / "imagesTr").mkdir(parents=True, exist_ok=True)
-    (Path(root) / "labelsTr").mkdir(parents=True, exist_ok=True)
-    for channel, name in zip(pixels, image_names(case, len(pixels)), strict=True):
-        write_nifti((channel, affine), Path(root) / name)
-    write_nifti((mask, affine), Path(root) / label_name(case))
     return {
-        "case": case,
-        "shape": "x".join(map(str, mask.shape)),
-        "spacing": "x".join(f"{step:.6g}" for step in np.linalg.norm(affine[:3, :3], axis=0)),
         **{f"volume_ml_{name}": f"{n_voxels.get(value, 0) * voxel_ml:.6g}" for name, value in labels.items() if value},
-        "image_sha256": pixel_hash(pixels),
-        "label_sha256": pixel_hash(mask),
+        "label_sha256": pixel_hash(mask.astype(np.uint8)),
     }
 
 
@@ -323,7 +374,8 @@ def write_index(
     *,
     name: str,
     channel_names: Sequence[str],
-    labels: Mapping[str, int],
+    labels: Mapping[str, int] | None = None,
+    classes: Mapping[str, int] | None = None,
     rows: Sequence[Mapping[str, str]],
     manifest: Mapping[str, Any],
     splits: Mapping[str, Any] | None = None,
@@ -334,22 +386,27 @@ def write_index(
         root: the dataset.
         name: what dataset.json calls it.
         channel_names: names of the channels in nnU-Net's words.
-        labels: value by name, ``background`` 0 among them.
+        labels: of a segmentation, value by name, ``background`` 0 among them.
+        classes: of a classification, value by name; the rows then have a ``class``, a name.
         rows: of cases.csv, each with ``case``, ``patient``, ``stratum`` and what :func:`write_case` returned.
         manifest: content of manifest.json.
         splits: the split that the dataset has already, so that dataset.json keeps to it.
 
     Raises:
-        DatasetError: no row, labels that are not 0 … n-1, a case twice.
+        DatasetError: no row, labels or classes that are not 0 … n-1, a case twice.
     """
     if not rows:
         raise DatasetError(f"{root}: no case to write")
-    if sorted(labels.values()) != list(range(len(labels))) or labels.get("background") != 0:
-        raise DatasetError(f"labels: {dict(labels)} given, background 0 and the others 1 to n-1 expected")
+    labels, classes = dict(labels or {}), dict(classes or {})
+    if classes:
+        if labels or sorted(classes.values()) != list(range(len(classes))):
+            raise DatasetError(f"classes: {classes} given with labels {labels}, 0 to n-1 and no labels expected")
+    elif sorted(labels.values()) != list(range(len(labels))) or labels.get("background") != 0:
+        raise DatasetError(f"labels: {labels} given, background 0 and the others 1 to n-1 expected")
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    first = ["case", "patient", "stratum", "shape", "spacing"]
+    first = ["case", "patient", "stratum", *(["class"] if classes else []), "shape", "spacing"]
     volumes = [f"volume_ml_{label}" for label, value in labels.items() if value]
-    hashes = ["image_sha256", "label_sha256"]
+    hashes = ["image_sha256"] if classes else ["image_sha256", "label_sha256"]
     others = [column for column in columns if column not in {*first, *volumes, *hashes}]
     table = pd.DataFrame(list(rows), columns=[*first, *volumes, *others, *hashes]).fillna("").sort_values("case")
     if table["case"].duplicated().any():
@@ -359,14 +416,11 @@ def write_index(
     info: dict[str, Any] = {
         "name": name,
         "channel_names": {str(number): channel for number, channel in enumerate(channel_names)},
-        "labels": dict(sorted(labels.items(), key=lambda item: item[1])),
+        ("classes" if classes else "labels"): dict(sorted((classes or labels).items(), key=lambda item: item[1])),
         "numTraining": len(table),
         "file_ending": FILE_ENDING,
-        "training": [
-            _entry(case, patient, len(channel_names))
-            for case, patient in zip(table["case"], table["patient"], strict=True)
-        ],
     }
+    info["training"] = list(_entries(info, table).values())
     if splits is not None:
         info = _with_split(info, table, splits)
     atomic_write_text(Path(root) / "manifest.json", _to_json(manifest))
@@ -374,22 +428,35 @@ def write_index(
     atomic_write_text(Path(root) / "dataset.json", _to_json(info))
 
 
-def _entry(case: str, patient: str, n_channels: int) -> dict[str, Any]:
-    images = image_names(case, n_channels)
-    return {
-        "image": images[0] if n_channels == 1 else images,
-        "label": label_name(case),
-        "case": case,
-        "patient": patient,
-    }
+def _entries(info: Mapping[str, Any], table: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """The entry of every case in the lists of dataset.json."""
+    classes = info.get("classes", {})
+    entries = {}
+    for row in table.to_dict("records"):
+        images = image_names(row["case"], len(info["channel_names"]))
+        entries[row["case"]] = {
+            "image": images[0] if len(images) == 1 else images,
+            "label": _class_of(row, classes) if classes else label_name(row["case"]),
+            "case": row["case"],
+            "patient": row["patient"],
+            **{column: row[column] for column in LISTED if column in row},
+        }
+    return entries
+
+
+def _class_of(row: Mapping[Any, Any], classes: Mapping[str, int]) -> int:
+    name = str(row.get("class"))
+    if name not in classes:
+        raise DatasetError(
+            f"cases.csv: case {row['case']} has the class {name!r}, one of {', '.join(classes)} expected"
+        )
+    return classes[name]
 
 
 def _with_split(info: Mapping[str, Any], cases: pd.DataFrame, splits: Mapping[str, Any]) -> dict[str, Any]:
     """The content of dataset.json for a split: what nnU-Net may see, and the lists that MONAI reads."""
     n_channels = len(info["channel_names"])
-    entries = {
-        case: _entry(case, patient, n_channels) for case, patient in zip(cases["case"], cases["patient"], strict=True)
-    }
+    entries = _entries(info, cases)
     folds = splits["folds"]
     used = [case for case in entries if case not in set(splits["test"])]
     lists: dict[str, list[dict[str, Any]]]
@@ -400,13 +467,17 @@ def _with_split(info: Mapping[str, Any], cases: pd.DataFrame, splits: Mapping[st
         lists = {"training": [entries[case] | fold_of.get(case, {}) for case in used]}
     lists["test"] = [entries[case] for case in splits["test"]]
     derived = {"training", "validation", "test", "dataset"}
-    return {
+    result = {
         **{key: value for key, value in info.items() if key not in derived},
         "numTraining": len(used),
         # MONAI's reader fails on an empty list.
         **{part: members for part, members in lists.items() if members},
-        "dataset": {case: {"images": image_names(case, n_channels), "label": label_name(case)} for case in used},
     }
+    if "classes" not in info:  # nnU-Net segments only
+        result["dataset"] = {
+            case: {"images": image_names(case, n_channels), "label": label_name(case)} for case in used
+        }
+    return result
 
 
 def _to_json(value: Any) -> str:

@@ -102,6 +102,8 @@ def write_slices(
     keep = {**KEEP, **(keep or {})}
     if axis not in (0, 1, 2):
         raise DatasetError(f"axis: {axis} given, 0, 1 or 2 expected")
+    if folder.classes:
+        raise DatasetError(f"{folder.root}: its cases have classes, not labels; slices are made of labeled images")
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise DatasetError(f"size: {tuple(size)} given, two positive numbers expected")
     cases, splits = folder.cases, folder.splits

@@ -213,7 +213,11 @@ def test_one_bad_case_never_ends_the_others(tmp_path: Path) -> None:
     assert "Traceback" not in result.output
     failed = [line for line in result.stderr.splitlines() if line.startswith("failed: ")]
     assert len(failed) == 1
-    assert "(s2): images/s2.nii: cut short" in failed[0]
+    assert "source 3: cut short" in failed[0]
+    assert "s2" not in failed[0]
+    assert "the names of the numbered sources stand in out.key" in result.stderr
+    kept = run("folder", source, tmp_path / "kept", "--jobs", 1, "--no-report", "--keep-identifiers")
+    assert "failed: s2: images/s2.nii: cut short" in kept.stderr
     assert str(tmp_path) not in failed[0]
     assert "3 built, 1 failed" in result.stdout
     dataset = DatasetFolder(tmp_path / "out")
