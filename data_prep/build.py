@@ -4,43 +4,33 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
-import functools
-import hashlib
 import json
 import os
 import shutil
-import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.clinical import UNKNOWN, read_strata
+from data_prep.fingerprint import describe_case, fingerprint, hash_files, versions
 from data_prep.identity import KeyFile, mask, safe_name
+from data_prep.making import DISK_FULL, WORK, Failure, as_failure, make_case, survey_case
 from data_prep.recipes.base import Case, Plan, Recipe, Selection, Unpaired
-from medseg.errors import ConfigError, DatasetError, MedsegError
-from medseg.io import atomic_write_bytes, atomic_write_text
+from medseg.errors import ConfigError, DatasetError
 from medseg.io.workers import WorkerDied, Workers
-from medseg.version import __version__
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-#: Where the records of finished cases lie while a build is under way (medseg.data.folder.UNFINISHED).
-WORK = ".build"
-#: Libraries whose version may change the voxels or the bytes of a dataset.
-LIBRARIES = (
-    *("numpy", "scipy", "scikit-image", "nibabel", "pydicom", "imagecodecs", "pillow", "SimpleITK", "torch", "monai"),
-)
+    from data_prep.cluster import RayWorkers
+
 #: Where the files of the cases are.
 FOLDERS = ("imagesTr", "labelsTr", "attachments")
 #: Files made from a finished dataset, which another set of cases makes false.
 DERIVED = ("splits.json", "splits_final.json", "slices.h5")
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 @dataclass(frozen=True)
@@ -76,21 +66,13 @@ class BuildResult:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """A case that went wrong in a worker: one line, and the traceback of what was not foreseen."""
-
-    message: str
-    trace: str = ""
-    disk: OSError | None = None
-
-
 def build_dataset(
     recipe: Recipe,
     source: str | Path,
     out: str | Path,
     *,
     jobs: int | None = None,
+    ray: str | None = None,
     key: str | Path | None = None,
     keep_identifiers: bool | None = None,
     clinical: Sequence[str | Path] = (),
@@ -110,6 +92,8 @@ def build_dataset(
         source: the folder with the raw data.
         out: the dataset; an empty or new folder, or one that this recipe built.
         jobs: how many cases at once, each in a process of its own (1: in this one); by default a process per core.
+        ray: the address of a Ray cluster whose nodes make the cases instead of processes here (``auto``,
+            ``ray://HOST:10001``, ``HOST:6379``, or ``local``); they see the source and ``out`` by the same paths.
         key: the key file of another dataset, to give its patients the same pseudonyms. Without it a key is made, and
             kept beside the dataset (``OUT.key``).
         keep_identifiers: name cases and patients as the source does, for public data only; by default as the recipe
@@ -126,9 +110,12 @@ def build_dataset(
     Raises:
         DatasetError: nothing to build, nothing could be built, OUT holds something else, or the cases of a dataset that
             is split already would change.
-        ConfigError: options that do not fit the source.
+        ConfigError: options that do not fit the source, or a Ray cluster that cannot be used.
+        OSError: the disk is full; what was built stays, and the same build goes on from there.
     """
     source, out = Path(source).absolute(), Path(out).absolute()
+    if ray is not None and jobs is not None:
+        raise ConfigError("--jobs and --ray exclude each other: a Ray cluster works on as many cases as it has CPUs")
     jobs = jobs or len(os.sched_getaffinity(0))
     keep_identifiers = recipe.public if keep_identifiers is None else keep_identifiers
     if not source.is_dir():
@@ -139,11 +126,33 @@ def build_dataset(
         raise ConfigError(f"SOURCE {source} lies inside OUT {out}; choose another OUT")
     _check_is_ours(out, recipe.name)
     strata = read_strata([Path(path) for path in clinical], id_column, stratum_column)
+    new = not out.exists()
+    recipe.jobs = jobs
+    try:
+        with _workers(jobs, ray, source, out) as workers:
+            selection = _select(recipe, source, console)
+            out.mkdir(parents=True, exist_ok=True)
+            with _lock(out), _tidy(out):
+                build = _Build(recipe, source, out, selection, workers, keep_identifiers, console, key)
+                build.strata, build.clinical = strata, [Path(path).absolute() for path in clinical]
+                return build.run(report)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            todo = "make it writable" if error.errno == errno.EROFS else "make room"
+            message = f"{os.strerror(error.errno)}; {todo} and run the same command again"
+            raise OSError(error.errno, message, str(out)) from error
+        raise
+    finally:
+        if new:
+            with contextlib.suppress(OSError):
+                out.rmdir()  # succeeds only when nothing was built
+
+
+def _select(recipe: Recipe, source: Path, console: "Console | None") -> Selection:
+    """What the recipe finds in the source, which is something."""
     with _progress(console) as progress:
-        task = progress.add_task("looking through the source", total=None)
-        recipe.jobs = jobs
+        progress.add_task("looking through the source", total=None)
         selection = recipe.select(source)
-        progress.remove_task(task)
     if not selection.cases:
         why = [mask(item.why, dict.fromkeys(item.files, "a file"), root=source) for item in selection.unpaired]
         reasons = "; ".join(f"{count} x {reason}" for reason, count in Counter(why).most_common(3))
@@ -151,17 +160,15 @@ def build_dataset(
             f"{source}: nothing for the recipe {recipe.name} in it{f' ({reasons})' if reasons else ''}: expected "
             f"{recipe.needs}; `data_prep inspect` shows what is there"
         )
-    new = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        with _lock(out), Workers(jobs) as workers:
-            build = _Build(recipe, source, out, selection, workers, keep_identifiers, console, key)
-            build.strata, build.clinical = strata, [Path(path).absolute() for path in clinical]
-            return build.run(report)
-    finally:
-        if new:
-            with contextlib.suppress(OSError):
-                out.rmdir()  # succeeds only when nothing was built
+    return selection
+
+
+def _workers(jobs: int, ray: str | None, source: Path, out: Path) -> "Workers | RayWorkers":
+    if ray is None:
+        return Workers(jobs, imports=("monai.data",))
+    from data_prep.cluster import RayWorkers
+
+    return RayWorkers(ray, source, out)
 
 
 class _Build:
@@ -173,7 +180,7 @@ class _Build:
         source: Path,
         out: Path,
         selection: Selection,
-        workers: Workers,
+        workers: "Workers | RayWorkers",
         keep_identifiers: bool,
         console: "Console | None",
         key: str | Path | None,
@@ -190,6 +197,7 @@ class _Build:
     def run(self, report: bool) -> BuildResult:
         self._name_cases()
         old = _records(self.out)
+        self.workers.start(len(set(self.cases) - set(old)))
         self._hash_sources(old)
         plan, surveys = self._plan(old)
         todo, records = self._compare(old, plan, surveys)
@@ -206,6 +214,7 @@ class _Build:
             self._undo()
             raise DatasetError(self._nothing_built())
         self._finish(plan, records)
+        self._say_what_was_retried()
         self.result.kept = sorted(set(records) - set(self.result.built))
         self.result.removed = removed
         changed = before != _content(self.out / "manifest.json") + _content(self.out / "cases.csv")
@@ -261,63 +270,60 @@ class _Build:
         expected = [self.out / name for record in old.values() for name in record.get("files", {})]
         self.hashes: dict[Path, str] = {}
         self.unreadable: dict[Path, str] = {}
-        with _progress(self.console) as progress, ThreadPoolExecutor(self.workers.jobs) as pool:
+        with _progress(self.console) as progress:
             task = progress.add_task("comparing with the sources", total=len(self.numbers) + len(expected))
-            for file, digest in pool.map(_file_hash, [*self.numbers, *expected]):
+            for file, digest in hash_files([*self.numbers, *expected], self.recipe.jobs):
                 if isinstance(digest, OSError):
                     self.unreadable[file] = digest.strerror or str(digest)
                 else:
                     self.hashes[file] = digest
                 progress.advance(task)
 
-    def _digest(self, case: Case) -> str:
-        parts = [[part, [self.hashes.get(file, "") for file in files]] for part, files in case.sources.items()]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
     def _plan(self, old: Mapping[str, Any]) -> tuple[Plan, dict[str, Any]]:
         """Survey the cases that are new or changed, and settle what all have in common."""
-        self.broken: dict[str, _Failure] = {}
+        self.broken: dict[str, Failure] = {}
         for name, case in self.cases.items():
             missing = [file for file in case.files if file in self.unreadable]
             if missing:
-                self.broken[name] = _Failure(f"{missing[0]}: {self.unreadable[missing[0]]}")
+                self.broken[name] = Failure(f"{missing[0]}: {self.unreadable[missing[0]]}")
             elif case.problem:
-                self.broken[name] = _Failure(case.problem)
-        self.digests = {name: self._digest(case) for name, case in self.cases.items()}
+                self.broken[name] = Failure(case.problem)
+        key = b"" if self.keep_identifiers else self.key.key
+        whole = [self.recipe.name, self.recipe.describe(), versions()]
+        self.bases = {
+            name: fingerprint(key, whole, describe_case(case, self.source, self.hashes))
+            for name, case in self.cases.items()
+        }
         surveys: dict[str, Any] = {}
         todo = []
         for name, case in self.cases.items():
             record = old.get(name, {})
             if name in self.broken:
                 continue
-            if record.get("sources_sha256") == self.digests[name] and "survey" in record:
+            if record.get("basis") == self.bases[name] and "survey" in record:
                 surveys[name] = record["survey"]
             elif type(self.recipe).survey is Recipe.survey:
                 surveys[name] = None
             else:
-                todo.append((name, (self.recipe, case)))
+                todo.append((name, (case,)))
         with _progress(self.console) as progress:
             task = progress.add_task("surveying the cases", total=len(todo), visible=bool(todo))
-            for name, answer in self.workers.each(_survey, todo):
-                if isinstance(answer, _Failure | WorkerDied):
-                    self.broken[name] = _as_failure(answer)
+            for name, answer in self.workers.each(survey_case, todo, common=(self.recipe,)):
+                if isinstance(answer, Failure | WorkerDied):
+                    self.broken[name] = as_failure(answer)
                 else:
                     surveys[name] = answer
                 progress.advance(task)
         return self.recipe.plan(dict(sorted(surveys.items()))), surveys
-
-    def _fingerprint(self, name: str, plan: Plan) -> str:
-        """What the result of a case depends on; another fingerprint means that it has to be made again."""
-        content = [self.recipe.name, self.recipe.describe(), dataclasses.asdict(plan)]
-        content += [_versions(), self.digests[name]]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def _compare(
         self, old: Mapping[str, Any], plan: Plan, surveys: Mapping[str, Any]
     ) -> tuple[list[str], dict[str, Any]]:
         """Which cases have to be made, and the records of those that hold."""
         records: dict[str, Any] = {}
-        self.fingerprints = {name: self._fingerprint(name, plan) for name in self.cases}
+        self.fingerprints = {
+            name: fingerprint(b"", base, dataclasses.asdict(plan)) for name, base in self.bases.items()
+        }
         for name in surveys:
             record = old.get(name, {})
             if record.get("fingerprint") == self.fingerprints[name] and all(
@@ -341,33 +347,38 @@ class _Build:
                 f"{' and '.join(derived)} come from the present ones; remove them first, or build into another folder"
             )
         for name in again:
-            self.broken[name] = _Failure(failed[name]["what"])
+            self.broken[name] = Failure(failed[name]["what"])
         return []
 
     # Making
 
     def _make(self, todo: list[str], plan: Plan, surveys: Mapping[str, Any], records: dict[str, Any]) -> None:
-        tasks = [(name, (self.recipe, self.cases[name], plan, self.out, name)) for name in todo]
+        tasks = (
+            (
+                name,
+                (
+                    name,
+                    self.cases[name],
+                    {"basis": self.bases[name], "fingerprint": self.fingerprints[name], "survey": surveys[name]},
+                ),
+            )
+            for name in todo
+        )
         with _progress(self.console) as progress:
             task = progress.add_task("building", total=len(self.cases), completed=len(self.cases) - len(todo))
-            for name, answer in self.workers.each(_make_case, tasks):
-                if isinstance(answer, _Failure | WorkerDied):
-                    failure = _as_failure(answer)
-                    if failure.disk is not None:
-                        raise failure.disk
-                    self.broken[name] = failure
-                else:
-                    record = {
-                        "fingerprint": self.fingerprints[name],
-                        "sources": list(self._numbers_of(self.cases[name].files)),
-                        "sources_sha256": self.digests[name],
-                        "survey": surveys[name],
-                        **answer,
-                    }
-                    atomic_write_text(self.out / WORK / f"{name}.json", json.dumps(record))
-                    records[name] = record
-                    self.result.built.append(name)
-                progress.advance(task)
+            with contextlib.closing(
+                self.workers.each(make_case, tasks, common=(self.recipe, plan, self.out))
+            ) as answers:
+                for name, answer in answers:
+                    if isinstance(answer, Failure | WorkerDied):
+                        failure = as_failure(answer)
+                        if failure.disk:
+                            raise OSError(failure.disk, os.strerror(failure.disk))
+                        self.broken[name] = failure
+                    else:
+                        records[name] = answer
+                        self.result.built.append(name)
+                    progress.advance(task)
         self.result.built.sort()
 
     def _finish(self, plan: Plan, records: dict[str, Any]) -> None:
@@ -375,7 +386,7 @@ class _Build:
         from medseg.data.folder import write_index
 
         for record, case in ((records[name], self.cases[name]) for name in records):
-            record["sources"] = list(self._numbers_of(case.files))  # numbers shift when the source gains a file
+            record["sources"] = list(self._numbers_of(case.files))
         strata = {name: self._stratum(name) for name in records}
         nameless = {self.patients[name] for name, stratum in strata.items() if stratum == UNKNOWN}
         if nameless:
@@ -391,7 +402,7 @@ class _Build:
             "recipe": self.recipe.name,
             "options": self.recipe.describe(),
             "identifiers": "kept" if self.keep_identifiers else "pseudonyms",
-            "versions": _versions(),
+            "versions": versions(),
             "labels_remapped": plan.remapped,
             "failed": [
                 {"case": name, "sources": problem.sources, "what": what, "fingerprint": self.fingerprints[name]}
@@ -421,8 +432,6 @@ class _Build:
             for path in (self.out / folder).glob("*"):
                 if f"{folder}/{path.name}" not in belongs:
                     path.unlink()
-        for path in self.out.glob(".tmp-*"):
-            path.unlink()
         shutil.rmtree(self.out / WORK, ignore_errors=True)
         self.result.notes += self.recipe.audit({row["case"]: row for row in rows})
         self.result.failed = [problem for _, problem, _ in failed]
@@ -430,6 +439,13 @@ class _Build:
             Problem(", ".join(names) if self.keep_identifiers else _sources(numbers), why, numbers)
             for numbers, why, names in unpaired
         ]
+
+    def _say_what_was_retried(self) -> None:
+        for name, what in sorted(self.workers.retried.items()):
+            shown = (
+                f"{name} ({self.cases[name].name})" if self.keep_identifiers and name != self.cases[name].name else name
+            )
+            self.result.notes.append(f"{shown}: {what}")
 
     def _stratum(self, name: str) -> str:
         if self.strata is None:
@@ -473,60 +489,9 @@ class _Build:
                 self.key_path.unlink(missing_ok=True)
 
     def _report(self) -> None:
-        from medseg.report import dataset_report
+        from data_prep.check import write_report
 
-        with _progress(self.console) as progress:
-            progress.add_task("writing report.html", total=None)
-            dataset_report(self.out)
-
-
-def _survey(recipe: Recipe, case: Case) -> Any:
-    with _as_answer() as caught:
-        return recipe.survey(case)
-    return caught[0]
-
-
-def _make_case(recipe: Recipe, case: Case, plan: Plan, out: Path, name: str) -> Any:
-    """Make and write one case; the answer is what its record says of it."""
-    from medseg.data.folder import attachment_name, image_names, label_name, write_case
-
-    with _as_answer() as caught:
-        sample = recipe.make(case, plan)
-        files = image_names(name, len(sample.image))
-        if plan.classes:
-            if sample.label is not None or sample.target not in plan.classes:
-                raise DatasetError(f"class {sample.target!r} found, one of {', '.join(plan.classes)} expected")
-            row = write_case(out, name, sample.image) | {"class": sample.target}
-        else:
-            row = write_case(out, name, sample.image, sample.label, plan.labels)
-            files.append(label_name(name))
-        for attached, content in sample.attachments.items():
-            files.append(attachment_name(name, attached))
-            (out / files[-1]).parent.mkdir(exist_ok=True)
-            atomic_write_bytes(out / files[-1], content)
-        return {"row": row | sample.columns, "files": {file: _sha256(out / file) for file in files}}
-    return caught[0]
-
-
-@contextlib.contextmanager
-def _as_answer() -> Iterator[list[_Failure]]:
-    """Turn what goes wrong with one case into an answer, so that the others go on."""
-    caught: list[_Failure] = []
-    try:
-        yield caught
-    except MedsegError as error:
-        caught.append(_Failure(str(error)))
-    except MemoryError:
-        caught.append(_Failure("not enough memory"))
-    except OSError as error:
-        disk = OSError(error.errno, f"{error.strerror}; make room and run the same command again")
-        caught.append(_Failure(f"{error.filename}: {error.strerror}", disk=disk if error.errno in _DISK_FULL else None))
-    except Exception as error:  # a defect of ours or of a library, met by one case of many
-        caught.append(_Failure(f"unexpected {type(error).__name__}: {error}", traceback.format_exc()))
-
-
-def _as_failure(answer: "_Failure | WorkerDied") -> _Failure:
-    return _Failure(str(answer)) if isinstance(answer, WorkerDied) else answer
+        write_report(self.out, workers=self.recipe.jobs, show=self.console is not None)
 
 
 def _check_is_ours(out: Path, recipe: str) -> None:
@@ -562,6 +527,23 @@ def _lock(out: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def _tidy(out: Path) -> Iterator[None]:
+    """Remove what killed processes left half-written: before there is a full disk, and once it is full."""
+    try:
+        _sweep(out)
+        yield
+    finally:
+        _sweep(out)
+
+
+def _sweep(out: Path) -> None:
+    for folder in (".", WORK, *FOLDERS):
+        for path in (out / folder).glob(".tmp-*"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
 def _records(out: Path) -> dict[str, Any]:
     """What is known of the cases that were made before, by this build or an earlier one."""
     records: dict[str, Any] = {}
@@ -575,23 +557,6 @@ def _records(out: Path) -> dict[str, Any]:
 
 def _content(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() else b""
-
-
-def _file_hash(path: Path) -> "tuple[Path, str | OSError]":
-    try:
-        return path, _sha256(path)
-    except OSError as error:
-        return path, error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    return {"medseg": __version__, **{library: version(library) for library in LIBRARIES}}
 
 
 def _sources(numbers: Sequence[int]) -> str:
@@ -618,6 +583,7 @@ def _progress(console: "Console | None") -> "Iterator[Progress]":
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
+        speed_estimate_period=3600,  # one case may take minutes
         disable=console is None or not console.is_terminal,
         transient=True,
     ) as progress:

@@ -40,6 +40,11 @@ def recipe_command(name: str, cls: "type[click.Command]") -> "click.Command":
     ]
     common = [
         click.Option(["--jobs"], type=click.IntRange(1), help="Cases at once.  [default: a process per core]"),
+        click.Option(
+            ["--ray"],
+            metavar="ADDRESS",
+            help="Make the cases on a Ray cluster instead: auto, HOST:PORT, ray://HOST:PORT, or local.",
+        ),
         click.Option(["--key"], type=file, help="Key file of another dataset: same patients, same pseudonyms."),
         _identifiers(recipe),
         click.Option(
@@ -80,6 +85,8 @@ def _run(recipe: Recipe, source: Path, out: Path, **given: Any) -> None:
     import click
     from rich.console import Console
 
+    if given["jobs"] is not None and given["ray"] is not None:
+        raise click.UsageError("--jobs and --ray exclude each other")
     try:
         result = build_dataset(recipe, source, out, console=Console(stderr=True), **given)
     except KeyboardInterrupt:

@@ -145,17 +145,57 @@ class _Recipes(Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
         from data_prep.build_command import recipe_command
+        from data_prep.recipes.from_file import names_a_file
 
         try:
             return recipe_command(cmd_name, Command)
         except ConfigError as error:
+            if names_a_file(cmd_name):
+                raise
             message = str(error)
         raise click.UsageError(message, ctx)
 
 
 @main.group(cls=_Recipes)
 def build() -> None:
-    """Build a dataset from source images by a recipe: build RECIPE SOURCE OUT."""
+    """Build a dataset from source images by a recipe: build RECIPE SOURCE OUT.
+
+    RECIPE is one of those below, or the path of a recipe of your own: my.yaml, my.py or my.py:MyRecipe. A recipe of
+    your own may name code, and that is run.
+    """
+
+
+@main.command("recipes")
+@click.option("--json", "as_json", is_flag=True, help="Write JSON instead of a table.")
+def list_recipes(as_json: bool) -> None:
+    """List the recipes: what each makes, where its source comes from and under which license."""
+    from data_prep.catalog import show_recipes
+
+    show_recipes(as_json)
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.argument("dest", type=_PATH, required=False)
+@click.option("--only", "parts", multiple=True, metavar="PART", help="A part, such as Task04_Hippocampus; repeat.")
+@click.option("--all", "every", is_flag=True, help="All of its parts.")
+@click.option("--list", "listing", is_flag=True, help="List what can be fetched, and how to get the rest.")
+def fetch(name: str | None, dest: Path | None, parts: tuple[str, ...], every: bool, listing: bool) -> None:
+    """Download the public dataset of the recipe NAME to the folder DEST.
+
+    Run it again to go on after an interruption. Files are compared with their published hash; of those that have none
+    the hash is recorded in DEST/fetched.json.
+    """
+    from data_prep.fetch import show_fetched, show_parts
+
+    if listing:
+        show_parts()
+        return
+    if name is None or dest is None:
+        raise click.UsageError("NAME and DEST expected, or --list")
+    if every and parts:
+        raise click.UsageError("--only and --all exclude each other")
+    show_fetched(name, dest, parts, every)
 
 
 @main.command()
@@ -173,6 +213,12 @@ def build() -> None:
     "--test-fraction", type=click.FloatRange(0, 1, max_open=True), default=None, help="Kept out of all folds."
 )
 @click.option("--stratify", metavar="COLUMN", default=None, help="Column of cases.csv to spread evenly (stratum).")
+@click.option(
+    "--column",
+    metavar="COLUMN",
+    default=None,
+    help="Column of cases.csv with the published part of a case (train or training, val, test), which is kept.",
+)
 @click.option("--seed", type=int, default=0, help="Another seed, another split.")
 @click.option("--force", is_flag=True, help="Replace a split that is there already.")
 def split(
@@ -181,16 +227,23 @@ def split(
     folds: int | None,
     test_fraction: float | None,
     stratify: str | None,
+    column: str | None,
     seed: int,
     force: bool,
 ) -> None:
-    """Split DATASET by patient into train, val and test, or into folds."""
+    """Split DATASET by patient into train, val and test, or into folds.
+
+    With --column the test part is that of the column; so is the val part, or, where there is none, the training part is
+    divided as --fractions or --folds say.
+    """
     from data_prep.split import split_dataset
 
     if folds is not None and fractions is not None:
         raise click.UsageError("--folds and --fractions exclude each other")
     if test_fraction is not None and folds is None:
         raise click.UsageError("--test-fraction needs --folds; without folds the third of --fractions is the test's")
+    if test_fraction is not None and column is not None:
+        raise click.UsageError("--column and --test-fraction exclude each other: the column has the test part")
     split_dataset(
         dataset,
         seed=seed,
@@ -198,6 +251,7 @@ def split(
         folds=folds,
         test_fraction=test_fraction or 0.0,
         stratify=stratify,
+        column=column,
         force=force,
     )
 
@@ -253,10 +307,12 @@ def slices(
 @main.command()
 @click.argument("dataset", type=_PATH)
 @click.option("--jobs", type=click.IntRange(1), default=None, help="Cases at once.  [default: one per core]")
+@click.option("--report", is_flag=True, help="Write report.html anew, with the findings in it.")
+@click.option("--json", "as_json", is_flag=True, help="Print all findings as JSON.")
 @click.pass_context
-def check(ctx: click.Context, dataset: Path, jobs: int | None) -> None:
-    """Check DATASET for what would spoil a training; exit 1 when something is wrong."""
+def check(ctx: click.Context, dataset: Path, jobs: int | None, report: bool, as_json: bool) -> None:
+    """Check DATASET for what would spoil a training; exit 1 when there is an error, 0 when there are warnings only."""
     from data_prep.check import show_problems
 
-    if not show_problems(dataset, workers=jobs):
+    if not show_problems(dataset, workers=jobs, report=report, as_json=as_json):
         ctx.exit(1)

@@ -125,18 +125,32 @@ def mask(message: str, files: Mapping[Path, str], identifiers: Iterable[str] = (
     return text
 
 
-#: DICOM attributes that tell who a patient is, or when and where they were seen.
+#: DICOM attributes that tell who a patient is, or where they were seen.
 _IDENTIFIERS = (
-    *("PatientID", "OtherPatientIDs", "IssuerOfPatientID", "PatientBirthDate", "AccessionNumber", "InstitutionName"),
+    *("PatientID", "OtherPatientIDs", "IssuerOfPatientID", "AccessionNumber", "InstitutionName"),
     *("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
-    *("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate"),
 )
+#: Numbers of a patient, which are written with and without what stands around their digits.
+_NUMBERS = ("PatientID", "OtherPatientIDs", "AccessionNumber")
+#: Dates, which are written in many ways.
+_DATES = ("PatientBirthDate", "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate")
+_DATE_FORMS = (
+    "{y}{m}{d}",
+    "{y}-{m}-{d}",
+    "{y}.{m}.{d}",
+    "{y}/{m}/{d}",
+    "{y}_{m}_{d}",
+    "{d}{m}{y}",
+    "{m}{d}{y}",
+) + tuple(form.replace("?", sign) for form in ("{d}?{m}?{y}", "{m}?{d}?{y}") for sign in ".-/_")
 #: Names of people, each of whose words is an identifier too.
 _NAMES = ("PatientName", "OtherPatientNames", "PatientBirthName", "ReferringPhysicianName", "OperatorsName")
 
 
 def identifying_words(header: "Dataset") -> set[str]:
-    """What a DICOM header says of who the patient is, for :func:`mask`.
+    """What a DICOM header says of who the patient is and when they were seen, for :func:`mask`.
+
+    The digits of a PatientID count by themselves where there are four or more, and so do the usual ways to write a date.
 
     Example:
         >>> from pydicom import Dataset
@@ -149,6 +163,13 @@ def identifying_words(header: "Dataset") -> set[str]:
     for keyword in _NAMES:
         name = str(header.get(keyword) or "").strip()
         found |= {name, *re.split(r"[\s^=,]+", name)}
+    for keyword in _NUMBERS:
+        found |= set(re.findall(r"\d{4,}", str(header.get(keyword) or "")))
+    for keyword in _DATES:
+        date = re.fullmatch(r"(\d{4})(\d\d)(\d\d)", str(header.get(keyword) or "").strip())
+        if date:
+            year, month, day = date.groups()
+            found |= {form.format(y=year, m=month, d=day) for form in _DATE_FORMS}
     return found - {""}
 
 

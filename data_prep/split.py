@@ -7,9 +7,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from data_prep.check import write_report
 from medseg.data import DatasetFolder, make_splits, split_table
 from medseg.errors import DatasetError
-from medseg.report import dataset_report
 
 
 def split_dataset(
@@ -20,6 +20,7 @@ def split_dataset(
     folds: int | None = None,
     test_fraction: float = 0.0,
     stratify: str | None = None,
+    column: str | None = None,
     force: bool = False,
 ) -> None:
     """Split a dataset by patient, keep the split in it, and print its parts.
@@ -31,7 +32,13 @@ def split_dataset(
     """
     folder = DatasetFolder(dataset)
     splits = make_splits(
-        folder.cases, seed=seed, fractions=fractions, folds=folds, test_fraction=test_fraction, stratify=stratify
+        folder.cases,
+        seed=seed,
+        fractions=fractions,
+        folds=folds,
+        test_fraction=test_fraction,
+        stratify=stratify,
+        column=column,
     )
     path = folder.root / "splits.json"
     if path.exists() and not force:
@@ -46,10 +53,11 @@ def split_dataset(
             )
     folder.write_split(splits)
     if (folder.root / "report.html").exists():
-        dataset_report(folder.root)  # it shows the parts too
+        write_report(folder.root)  # it shows the parts, and what the check says of them
     counts = split_table(splits, folder.cases)
     console = Console()
-    console.print(f"{folder.root.name}, split by patient with seed {seed}")
+    how = f"by patient with seed {seed}" if column is None else f"as published in the column {column}"
+    console.print(f"{folder.root.name}, split {how}")
     table = Table()
     for column in counts.columns:
         table.add_column(column, justify="left" if column == "part" else "right")

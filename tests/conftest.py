@@ -2,8 +2,10 @@
 
 import logging
 import os
+import runpy
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,3 +91,9 @@ def write_dataset() -> Callable[..., DatasetFolder]:
         return DatasetFolder(root)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def make_knee() -> Callable[..., Any]:
+    """Make a coronal knee MR with maps of its bones: see knee_phantom.py."""
+    return runpy.run_path(str(Path(__file__).with_name("knee_phantom.py")))["make_knee"]  # type: ignore[no-any-return]

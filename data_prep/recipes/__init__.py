@@ -8,6 +8,7 @@ import difflib
 import importlib
 from typing import TYPE_CHECKING
 
+from data_prep.recipes.from_file import names_a_file, read_recipe
 from medseg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,26 +18,40 @@ if TYPE_CHECKING:
 RECIPES = {
     "folder": "data_prep.recipes.folder:FolderRecipe",
     "petct": "data_prep.recipes.petct:PetCtRecipe",
+    "decathlon": "data_prep.recipes.decathlon:DecathlonRecipe",
+    "drive": "data_prep.recipes.drive:DriveRecipe",
+    "knee": "data_prep.recipes.knee:KneeRecipe",
+    "kits19": "data_prep.recipes.kits19:Kits19Recipe",
+    "prostatex": "data_prep.recipes.prostatex:ProstateXRecipe",
+    "lungx": "data_prep.recipes.lungx:LungXRecipe",
+    "brain_mri": "data_prep.recipes.brain_mri:BrainMriRecipe",
 }
 
 
 def recipe_class(name: str) -> "type[Recipe]":
-    """Find a recipe by its name.
+    """Find a recipe by its name, or read it from a user's file.
+
+    Args:
+        name: a name of :data:`RECIPES`, or a path: ``my.yaml``, ``my.py`` or ``my.py:MyRecipe``.
 
     Raises:
-        ConfigError: there is no such recipe; the message has the nearest names.
+        ConfigError: there is no such recipe; the message has the nearest names. Or the file is no recipe.
 
     Example:
         >>> recipe_class("petct").name
         'petct'
         >>> recipe_class("pet-ct")
         Traceback (most recent call last):
-        medseg.errors.ConfigError: recipe: 'pet-ct' given, one of folder, petct expected (nearest: petct)
+        medseg.errors.ConfigError: recipe: 'pet-ct' given, one of folder, petct, ... (nearest: petct)
     """
+    if names_a_file(name):
+        return read_recipe(name)
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f" (nearest: {near[0]})" if near else ""
-        raise ConfigError(f"recipe: {name!r} given, one of {', '.join(RECIPES)} expected{hint}")
+        raise ConfigError(
+            f"recipe: {name!r} given, one of {', '.join(RECIPES)} or the path of a .yaml or .py file expected{hint}"
+        )
     module, attribute = RECIPES[name].split(":")
     found: type[Recipe] = getattr(importlib.import_module(module), attribute)
     return found

@@ -99,11 +99,18 @@ class Origin:
         address: its web page.
         license: as its publisher states it.
         citation: the paper to cite.
+        by_hand: how to get it, where `data_prep fetch` cannot.
     """
 
     address: str
     license: str
     citation: str = ""
+    by_hand: str = ""
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Options of a recipe that has none of its own."""
 
 
 class Recipe(ABC):
@@ -121,12 +128,16 @@ class Recipe(ABC):
     summary: ClassVar[str]
     #: What a source must hold at least, for the message that it does not.
     needs: ClassVar[str]
-    Options: ClassVar[type]
+    #: ``segmentation`` or ``classification``.
+    makes: ClassVar[str] = "segmentation"
+    Options: ClassVar[type] = NoOptions
     #: Whether the source is public and its identifiers are: then cases and patients keep them. The names, folders and
     #: headers of any other source may tell who the patient is, and are never shown.
     public: ClassVar[bool] = False
     #: Where the source of a public recipe comes from.
     origin: ClassVar[Origin | None] = None
+    #: Of a recipe that a user wrote: the hash of its file's content.
+    file_sha256: ClassVar[str] = ""
 
     def __init__(self, options: Any = None) -> None:
         self.options: Any = self.Options() if options is None else options
@@ -134,8 +145,8 @@ class Recipe(ABC):
         self.jobs = 1
 
     def describe(self) -> dict[str, Any]:
-        """Options as the manifest records them."""
-        return dataclasses.asdict(self.options)
+        """What the manifest records of the recipe: its options, and the hash of the file that a user wrote."""
+        return dataclasses.asdict(self.options) | ({"file_sha256": self.file_sha256} if self.file_sha256 else {})
 
     @abstractmethod
     def select(self, source: Path) -> Selection:

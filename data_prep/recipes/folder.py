@@ -5,19 +5,13 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data_prep.recipes.base import Case, Plan, Recipe, Sample, Selection, Unpaired, option
+from data_prep.recipes.reading import entries, read_channels, read_mask, readable, renumber, respaced
 from medseg.errors import ConfigError, DatasetError
 
-if TYPE_CHECKING:
-    import numpy as np
-    from monai.data import MetaTensor
-    from numpy.typing import NDArray
-
 LAYOUTS = (("images", "labels"), ("imagesTr", "labelsTr"))
-#: Files that belong to a header of the same name and are not read by themselves.
-COMPANIONS = {".raw", ".zraw", ".img"}
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
 
@@ -61,7 +55,7 @@ class FolderOptions:
         found: dict[str, list[int]] = {}
         for text in self.label:
             name, _, values = text.partition("=")
-            if not re.fullmatch(r"\w[\w .-]*", name) or not re.fullmatch(r"-?\d+(,-?\d+)*", values) or name in found:
+            if not re.fullmatch(r"\w[\w .-]*", name) or not re.fullmatch(r"\d+(,\d+)*", values) or name in found:
                 raise ConfigError(f"--label: {text!r} given, NAME=VALUE expected, each name once")
             found[name] = [int(value) for value in values.split(",")]
         values_given = [value for values in found.values() for value in values]
@@ -88,7 +82,7 @@ class FolderRecipe(Recipe):
         """Pair the files of the two folders."""
         for layout in LAYOUTS:
             if all((source / name).is_dir() for name in layout):
-                images, labels = (_entries(source / name) for name in layout)
+                images, labels = (entries(source / name) for name in layout)
                 break
         else:
             wanted = " or ".join(f"{a}/ and {b}/" for a, b in LAYOUTS)
@@ -127,13 +121,13 @@ class FolderRecipe(Recipe):
 
     def survey(self, case: Case) -> dict[str, Any]:
         """Values of the label, and how many channels there are."""
-        import numpy as np
+        from medseg.io import read_label
 
-        from medseg.io import read_image
-
-        n_channels = sum(_count_channels(files) for part, files in case.sources.items() if part != "label")
-        label = _integers(_single(read_image(_readable(case.sources["label"]))), "the label")
-        return {"values": [int(value) for value in np.unique(label)], "channels": n_channels}
+        label = readable(case.sources["label"])
+        if not isinstance(label, Path):
+            raise DatasetError(f"the label is {len(label)} files: expected one")
+        channels = [_count_channels(files) for part, files in case.sources.items() if part != "label"]
+        return {"values": read_label(label).unique().tolist(), "channels": sum(channels)}
 
     def plan(self, surveys: Mapping[str, Any]) -> Plan:
         """Number the labels 0 to n-1, and name the channels."""
@@ -168,34 +162,11 @@ class FolderRecipe(Recipe):
 
     def make(self, case: Case, plan: Plan) -> Sample:
         """Read, compare the grids, renumber the labels, resample."""
-        import numpy as np
-        import torch
-        from monai.data import MetaTensor
-
-        from data_prep.resample import check_same_grid, resample, spaced_grid
-        from medseg.io import read_image
-
-        channels = [_spatial(read_image(_readable(files))) for part, files in case.sources.items() if part != "label"]
-        source_label = _spatial(_single(read_image(_readable(case.sources["label"]))))
-        for number, channel in enumerate(channels[1:], 1):
-            check_same_grid(channels[0], channel, f"channel {number}", "channel 0")
-        check_same_grid(channels[0], source_label, "the label", "the image")
-        image = MetaTensor(torch.cat([channel.as_tensor() for channel in channels]), affine=channels[0].affine)
+        image = read_channels({part: files for part, files in case.sources.items() if part != "label"})
         if len(image) != len(plan.channel_names):
             raise DatasetError(f"{len(image)} channels: expected {len(plan.channel_names)} as in the other cases")
-        values = _integers(source_label, "the label")
-        numbers = {int(key): number for key, number in plan.remapped.items()} or {n: n for n in plan.labels.values()}
-        unknown = sorted(set(np.unique(values).tolist()) - set(numbers) - {0})
-        if unknown:
-            raise DatasetError(f"the label holds the values {unknown}: expected {sorted(numbers)}; see --label")
-        mapped = np.zeros(values.shape, np.uint8)
-        for value, number in numbers.items():
-            mapped[values == value] = number
-        label = MetaTensor(torch.from_numpy(mapped), affine=image.affine)
-        if self.options.spacing is not None:
-            grid = spaced_grid(image, self.options.spacing)
-            image, label = resample(image, grid, "linear", edge=True), resample(label, grid, "nearest")
-        return Sample(image, label)
+        label = renumber(read_mask(case.sources["label"], image), plan)
+        return Sample(*respaced(image, label, self.options.spacing))
 
     def _patient(self, stem: str) -> str:
         if self.options.patient_pattern is None:
@@ -206,34 +177,11 @@ class FolderRecipe(Recipe):
         return match[1]
 
 
-def _entries(folder: Path) -> dict[str, list[Path]]:
-    """Files of a folder by stem; a DICOM series may be a folder of its own. Hidden files are not looked at."""
-    found: dict[str, list[Path]] = defaultdict(list)
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            found[path.name] += sorted(file for file in path.rglob("*") if file.is_file())
-        else:
-            found[_stem(path)].append(path)
-    return {stem: files for stem, files in found.items() if files}
-
-
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".nii") if path.name.endswith(".nii.gz") else path.stem
-
-
-def _readable(files: tuple[Path, ...]) -> Path | list[Path]:
-    """What to hand to the reader: the header of a header-and-data pair, or all files of a series."""
-    heads = [file for file in files if file.suffix.lower() not in COMPANIONS] or list(files)
-    return heads[0] if len(heads) == 1 else heads
-
-
 def _ambiguous(groups: list[list[Path]], source: Path) -> str:
-    for files in groups:
-        readable = _readable(tuple(files))
-        if isinstance(readable, list) and any(file.parent.parent == source for file in readable):
-            names = ", ".join(file.relative_to(source).as_posix() for file in readable)
+    for group in groups:
+        files = readable(group)
+        if isinstance(files, list) and any(file.parent.parent == source for file in files):
+            names = ", ".join(file.relative_to(source).as_posix() for file in files)
             return f"{names} have the same stem: keep one of them"
     return ""
 
@@ -241,42 +189,9 @@ def _ambiguous(groups: list[list[Path]], source: Path) -> str:
 def _count_channels(files: tuple[Path, ...]) -> int:
     from medseg.io import find_series, read_image
 
-    readable = _readable(files)
-    if isinstance(readable, Path):
-        found = find_series(readable)
+    path = readable(files)
+    if isinstance(path, Path):
+        found = find_series(path)
         if len(found) == 1 and not found[0].problems:
             return found[0].channels
-    return int(read_image(readable).shape[0])  # which says what is wrong with it
-
-
-def _spatial(image: "MetaTensor") -> "MetaTensor":
-    """[channel, x, y, z], a picture as one slice."""
-    if image.ndim == 3:
-        from monai.data import MetaTensor
-
-        return MetaTensor(image.as_tensor()[..., None], affine=image.affine)
-    return image
-
-
-def _single(label: "MetaTensor") -> "MetaTensor":
-    """One channel; a picture that was saved in color may have several equal ones."""
-    if len(label) > 1 and not all(bool((label[n] == label[0]).all()) for n in range(1, min(len(label), 3))):
-        raise DatasetError(f"the label has {len(label)} different channels: expected one")
-    return label[:1]
-
-
-def _integers(label: "MetaTensor", what: str) -> "NDArray[np.int64]":
-    """Whole numbers, where a rounding error of up to 0.001 is forgiven."""
-    import numpy as np
-
-    values = np.asarray(label, dtype=np.float64)
-    if not np.isfinite(values).all():
-        raise DatasetError(f"{what} holds values that are no finite numbers")
-    rounded = np.rint(values)
-    off = np.abs(values - rounded) > 1e-3
-    if off.any():
-        raise DatasetError(
-            f"{what} holds {np.count_nonzero(off)} values that are no whole numbers, such as "
-            f"{values[off].flat[0]:.6g}; a mask interpolated linearly? Give it with nearest neighbor"
-        )
-    return rounded.astype(np.int64)
+    return int(read_image(path).shape[0])  # which says what is wrong with it

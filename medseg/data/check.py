@@ -1,42 +1,24 @@
 """What would spoil a training, found before it starts."""
 
-import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import product
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
 
-from medseg.data.folder import FILE_ENDING, DatasetFolder, pixel_hash
-from medseg.data.slices import in_order, source_hash, stored_source_hash
-from medseg.data.splits import find_split_errors
-from medseg.errors import DatasetError, LeakageError, MedsegError
-from medseg.io import read_image
+from medseg.data.check_case import CaseFiles, Finding, check_case
+from medseg.data.check_parts import check_balance, check_lists, check_slice_stores, members, read_splits
+from medseg.data.duplicates import near_duplicates
+from medseg.data.folder import FILE_ENDING, DatasetFolder
+from medseg.data.problem import ERROR, WARNING, Problem
+from medseg.io.threads import in_order
+from medseg.metrics import outliers
 
-#: Two grids are one when their corners are nearer than this share of a voxel.
-GRID_TOLERANCE = 0.01
-
-
-@dataclass(frozen=True, order=True)
-class Problem:
-    """Something wrong with a dataset.
-
-    Attributes:
-        case: the case, or the file where it is not one case's.
-        what: what was found, and what was expected.
-        advice: what to do.
-    """
-
-    case: str
-    what: str
-    advice: str
-
-    def __str__(self) -> str:
-        return f"{self.case}: {self.what}; {self.advice}"
+#: What few of the cases have is worth a look: at most this share of them.
+FEW = 0.1
+#: Beyond how many interquartile ranges a spacing, a shape or a volume is odd (Tukey's "far out").
+FAR_OUT = 3.0
 
 
 def check_dataset(
@@ -44,14 +26,21 @@ def check_dataset(
     progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
 ) -> list[Problem]:
-    """Read every file of a dataset and list what is wrong.
+    """Read every file of a dataset and list what is wrong with it, and what a person should look at.
 
-    Found are: files missing, unreadable or belonging to no case; channels or labels on another grid than the first
-    channel (shape, affine); values that are not finite; constant channels; label values that ``dataset.json`` does not
-    name; labels without foreground; shape, spacing and pixel hashes other than in ``cases.csv``; cases with the same
-    pixels, with the parts and patients that they stand in; patients in two parts of a split; cases in no part;
-    ``dataset.json`` and ``splits_final.json`` that do not follow ``splits.json``; slice stores that are damaged or
-    older than the split or the images.
+    Errors are: files missing, unreadable or belonging to no case; channels or labels on another grid than the first
+    channel (shape, affine); values that are not finite; constant channels; label values and classes that
+    ``dataset.json`` does not name; shape, spacing and pixel hashes other than in ``cases.csv``; cases with the same
+    pixels, and different patients with nearly the same image in different parts; patients in two parts of a split;
+    cases in no part; ``dataset.json`` and ``splits_final.json`` that do not follow ``cases.csv`` and
+    ``splits.json``; slice stores that are damaged or older than the split or the images.
+
+    Warnings are: labels without foreground; CT that cannot be in Hounsfield units and PET that cannot be in SUV; a
+    label in the air around the body; channels that lie better on each other when one is shifted; a lesion's position
+    outside of its image; spacings, shapes, orientations and label volumes unlike those of the other cases, and labels
+    that touch the edge of the image or are absent in few cases only; different patients with nearly the same image;
+    parts that lack a class or label, or differ from the others by more than chance. The how-to "Check a dataset" gives
+    every threshold and its reason.
 
     Args:
         root: the dataset folder.
@@ -59,274 +48,206 @@ def check_dataset(
         workers: threads that read cases; default: one per core.
 
     Returns:
-        the problems, sorted by case; an empty list when nothing wrong was found.
+        the problems, worst first: errors before warnings, and of each the cases with most of them first; an empty list
+        when nothing was found.
 
     Raises:
         DatasetError: the folder is no dataset, or its dataset.json or cases.csv cannot be read.
     """
     folder = DatasetFolder(root)
+    workers = workers or len(os.sched_getaffinity(0))
+    attachments, problems = _attachments(folder)
     jobs = [
-        _Job(
+        CaseFiles(
             case=str(row["case"]),
             images=tuple(folder.image_paths(str(row["case"]))),
-            label=folder.label_path(str(row["case"])),
-            channel_names=tuple(folder.channel_names),
-            values=tuple(folder.labels.values()),
-            expected={key: str(row[key]) for key in _EXPECTED if key in row},
+            label=None if folder.classes else folder.label_path(str(row["case"])),
+            attachments=tuple(folder.root / name for name in attachments.get(str(row["case"]), ())),
+            channels=tuple(folder.channel_names),
+            labels={value: name for name, value in folder.labels.items()},
+            row={str(key): value for key, value in row.items()},
         )
         for row in folder.cases.to_dict("records")
     ]
     findings = []
-    for finding in in_order(_check_case, jobs, workers or len(os.sched_getaffinity(0))):
+    for finding in in_order(check_case, jobs, workers):
         findings.append(finding)
         if progress:
             progress(len(findings), len(jobs))
 
-    problems = [problem for finding in findings for problem in finding.problems]
+    problems += [problem for finding in findings for problem in finding.problems]
     problems += _stray_files(folder)
-    splits, split_problems = _splits(folder)
+    splits, split_problems = read_splits(folder)
     problems += split_problems
-    problems += _duplicates(folder, findings, splits)
-    if splits is not None and not split_problems:
-        problems += _lists(folder, splits)
-        problems += _slice_stores(folder, splits)
-    return sorted(problems)
+    problems += _duplicates(folder, findings, members(splits), workers)
+    problems += _unlike_the_others(folder, findings)
+    unknown = list(_unknown_classes(folder))
+    problems += unknown
+    sound = splits if not split_problems else None
+    if not unknown:
+        problems += check_lists(folder, sound)
+    if sound is not None:
+        problems += check_slice_stores(folder, sound)
+        labels = [name for name, value in folder.labels.items() if value]
+        categories = [column for column in ("class", "stratum") if column in folder.cases]
+        problems += check_balance(folder.cases, members(sound), labels, categories)
+    count = Counter((problem.severity, problem.case) for problem in problems)
+    return sorted(problems, key=lambda found: (found.severity != ERROR, -count[found.severity, found.case], found))
 
 
-_EXPECTED = ("shape", "spacing", "image_sha256", "label_sha256")
-_REBUILD = "build the dataset again"
-
-
-@dataclass(frozen=True)
-class _Job:
-    case: str
-    images: tuple[Path, ...]
-    label: Path
-    channel_names: tuple[str, ...]
-    values: tuple[int, ...]
-    expected: Mapping[str, str]
-
-
-@dataclass
-class _Finding:
-    case: str
-    problems: list[Problem] = field(default_factory=list)
-    # Hash of each channel by its name; constant channels are left out, since they equal each other by nature.
-    hashes: dict[str, str] = field(default_factory=dict)
-
-    def add(self, what: str, advice: str) -> None:
-        self.problems.append(Problem(self.case, what, advice))
-
-
-def _check_case(job: _Job) -> _Finding:
-    finding = _Finding(job.case)
-    channels = [_read(path, finding) for path in job.images]
-    label = _read(job.label, finding)
-    for name, channel in zip(job.channel_names, channels, strict=True):
-        if channel is None:
+def _attachments(folder: DatasetFolder) -> tuple[dict[str, list[str]], list[Problem]]:
+    """Further files of each case, as paths relative to the dataset, and those that belong to none."""
+    names = {str(case) for case in folder.cases["case"]}
+    recorded = folder.manifest.get("cases", {}) if (folder.root / "manifest.json").is_file() else {}
+    attached: dict[str, list[str]] = {}
+    owner: dict[str, str] = {}
+    for case in sorted(names & set(recorded)):
+        attached[case] = sorted(name for name in recorded[case].get("files", {}) if name.startswith("attachments/"))
+        owner.update(dict.fromkeys(attached[case], case))
+    problems = []
+    for path in sorted((folder.root / "attachments").glob("*")):
+        name = f"attachments/{path.name}"
+        cases = [path.name[:end] for end, letter in enumerate(path.name) if letter == "_" and path.name[:end] in names]
+        if name in owner:
             continue
-        bad = int(np.count_nonzero(~np.isfinite(channel.voxels)))
-        if bad:
-            finding.add(f"channel {name}: {bad} voxels are NaN or infinite", "mend or leave out the source")
-        elif channel.voxels.min() == channel.voxels.max():
-            finding.add(
-                f"channel {name}: every voxel is {channel.voxels.flat[0]:g}", "look at the source: the image is empty"
-            )
+        if cases and not recorded:  # a dataset that data_prep did not build keeps no record of its files
+            attached.setdefault(cases[-1], []).append(name)
         else:
-            finding.hashes[name] = pixel_hash(channel.voxels)
-    if label is not None:
-        values = np.unique(label.voxels)
-        unknown = [value for value in values if value not in job.values]
-        if unknown:
-            finding.add(
-                f"label: value(s) {', '.join(f'{value:g}' for value in unknown[:5])} found, "
-                f"{', '.join(map(str, job.values))} expected",
-                "name them in dataset.json or remap them when building",
-            )
-        if not values.any():
-            finding.add("label: no foreground", "look at the delineation, or leave the case out")
-
-    known = [channel for channel in channels if channel is not None]
-    one_grid = len(known) == len(channels)
-    for name, other in zip((*job.channel_names[1:], "label"), (*channels[1:], label), strict=True):
-        if other is None or channels[0] is None:
-            continue
-        difference = _grid_difference(channels[0], other)
-        if difference:
-            one_grid = one_grid and name == "label"
-            what = name if name == "label" else f"channel {name}"
-            finding.add(f"{what}: {difference} channel {job.channel_names[0]}", "bring them onto one grid: " + _REBUILD)
-
-    found: dict[str, str] = {}
-    if channels and channels[0] is not None:
-        found["shape"] = "x".join(map(str, channels[0].voxels.shape))
-        found["spacing"] = "x".join(f"{step:.6g}" for step in np.linalg.norm(channels[0].affine[:3, :3], axis=0))
-    if one_grid:
-        found["image_sha256"] = pixel_hash(np.stack([channel.voxels for channel in known]))
-    if label is not None and np.array_equal(label.voxels, label.voxels.astype(np.uint8)):
-        found["label_sha256"] = pixel_hash(label.voxels.astype(np.uint8))
-    for key, value in found.items():
-        expected = job.expected.get(key, "")
-        same = _same_spacing(value, expected) if key == "spacing" else value == expected
-        if expected and not same:
-            if key.endswith("_sha256"):
-                what = f"{key.removesuffix('_sha256')}: its voxels changed since the build (hash in cases.csv)"
-            else:
-                what = f"{key}: {value} in the image, {expected} in cases.csv"
-            finding.add(what, _REBUILD)
-    return finding
+            problems.append(_stray(name))
+    return attached, problems
 
 
-@dataclass
-class _Image:
-    voxels: NDArray[np.float32]
-    affine: NDArray[np.float64]
-
-
-def _read(path: Path, finding: _Finding) -> _Image | None:
-    """One file as [x, y, z], or None with a problem noted."""
-    name = f"{path.parent.name}/{path.name}"
-    if not path.is_file():
-        finding.add(f"{name} is missing", _REBUILD)
-        return None
-    try:
-        image = read_image(path)
-    except (MedsegError, OSError) as error:
-        finding.add(" ".join(str(error).split()).replace(str(path), name), _REBUILD)
-        return None
-    if len(image) != 1:
-        finding.add(f"{name}: {len(image)} channels in one file, 1 expected", _REBUILD)
-        return None
-    return _Image(image.numpy()[0].astype(np.float32, copy=False), np.asarray(image.affine, dtype=np.float64))
-
-
-def _grid_difference(one: _Image, other: _Image) -> str:
-    """How the grid of an image differs from another's, in words that end before that other's name; or nothing."""
-    if one.voxels.shape != other.voxels.shape:
-        shapes = ["x".join(map(str, image.voxels.shape)) for image in (other, one)]
-        return f"shape {shapes[0]}, {shapes[1]} expected as of"
-    corners = np.array([(*corner, 1) for corner in product(*((0, n - 1) for n in one.voxels.shape))])
-    distance = np.linalg.norm((corners @ (one.affine - other.affine).T)[:, :3], axis=1).max()
-    if distance > GRID_TOLERANCE * np.linalg.norm(one.affine[:3, :3], axis=0).min():
-        return f"its grid (affine) is up to {distance:.3g} mm away from that of"
-    return ""
-
-
-def _same_spacing(found: str, expected: str) -> bool:
-    try:
-        steps = [float(step) for step in expected.split("x")]
-    except ValueError:
-        return False
-    values = [float(step) for step in found.split("x")]
-    return len(steps) == len(values) and np.allclose(values, steps, rtol=1e-4)
+def _stray(name: str) -> Problem:
+    if name.rpartition("/")[2].startswith(".tmp-"):
+        return Problem(name, "the rest of an interrupted run", "delete it", "files")
+    advice = "delete it" if name.endswith(FILE_ENDING) else "move it elsewhere"
+    return Problem(name, "belongs to no case of cases.csv", advice, "files")
 
 
 def _stray_files(folder: DatasetFolder) -> Iterator[Problem]:
     names = [str(case) for case in folder.cases["case"]]
-    expected = {path for case in names for path in (*folder.image_paths(case), folder.label_path(case))}
+    expected = {path for case in names for path in folder.image_paths(case)}
+    if not folder.classes:
+        expected |= {folder.label_path(case) for case in names}
     for place in ("imagesTr", "labelsTr"):
         for path in sorted((folder.root / place).glob("*")):
-            if path in expected:
-                continue
-            if path.name.startswith(".tmp-"):
-                yield Problem(f"{place}/{path.name}", "the rest of an interrupted run", "delete it")
-            else:
-                advice = "delete it" if path.name.endswith(FILE_ENDING) else "move it elsewhere"
-                yield Problem(f"{place}/{path.name}", "belongs to no case of cases.csv", advice)
+            if path not in expected:
+                yield _stray(f"{place}/{path.name}")
 
 
-def _splits(folder: DatasetFolder) -> tuple[Mapping[str, Any] | None, list[Problem]]:
-    """The splits, if there are any that can be read, and what is wrong with them."""
-    path = folder.root / "splits.json"
-    if not path.exists():
-        return None, []
-    try:
-        splits = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return None, [Problem(path.name, f"cannot be read ({error})", "run `data_prep split --force`")]
-    problems = []
-    for found in find_split_errors(splits, folder.cases):
-        what, _, advice = str(found).removeprefix(f"{path.name}: ").rpartition("; ")
-        problems.append(Problem(path.name, what or advice, advice if what else "run `data_prep split --force`"))
-    readable = isinstance(splits, dict) and isinstance(splits.get("folds"), list)
-    return splits if readable else None, problems
+def _unknown_classes(folder: DatasetFolder) -> Iterator[Problem]:
+    if not folder.classes:
+        return
+    expected = f"one of {', '.join(folder.classes)} expected"
+    if "class" not in folder.cases:
+        yield Problem(
+            "cases.csv", "no column class, though dataset.json has classes", "build the dataset again", "class"
+        )
+        return
+    for case, name in zip(folder.cases["case"], folder.cases["class"], strict=True):
+        if name not in folder.classes:
+            advice = "correct cases.csv, or build the dataset again"
+            yield Problem(str(case), f"class: {name!r} found, {expected}", advice, "class")
+    counts = folder.cases["class"].value_counts()
+    for name in folder.classes:
+        if name not in counts:
+            yield Problem("cases.csv", f"no case of class {name}", "is the source complete?", "class", WARNING)
 
 
-def _duplicates(folder: DatasetFolder, findings: list[_Finding], splits: Mapping[str, Any] | None) -> Iterator[Problem]:
+def _duplicates(
+    folder: DatasetFolder, findings: list[Finding], parts: Mapping[str, list[str]], workers: int
+) -> Iterator[Problem]:
+    """Cases with the same voxels, and cases of different patients that show nearly the same image."""
     patient_of = dict(zip(folder.cases["case"], folder.cases["patient"], strict=True))
-    parts: dict[str, set[str]] = {}
-    for part, cases in _members(splits):
-        for case in cases:
-            parts.setdefault(case, set()).add(part)
+    parts_of: dict[str, set[str]] = {}
+    for part, chosen in parts.items():
+        for case in chosen:
+            parts_of.setdefault(case, set()).add(part)
+
+    def apart(one: str, other: str) -> str:
+        differing = parts_of.get(one, set()) ^ parts_of.get(other, set())
+        return f", and the two stand in different parts ({', '.join(sorted(differing))})" if differing else ""
+
     first: dict[str, str] = {}
-    for finding in sorted(findings, key=lambda finding: finding.case):
+    same: set[frozenset[str]] = set()
+    findings = sorted(findings, key=lambda finding: finding.case)
+    for finding in findings:
         twins: dict[str, list[str]] = {}
         for name, digest in finding.hashes.items():
             twin = first.setdefault(digest, finding.case)
             if twin != finding.case:
                 twins.setdefault(twin, []).append(name)
         for twin, names in twins.items():
+            same.add(frozenset((twin, finding.case)))
             channels = "image" if len(names) == len(folder.channel_names) else f"channel {', '.join(names)}"
             if patient_of[twin] == patient_of[finding.case]:
                 whose, advice = f"of the same patient {patient_of[twin]}", "leave one of them out"
             else:
                 whose = f"of another patient ({patient_of[finding.case]} here, {patient_of[twin]} there)"
                 advice = "find out whose image it is, or leave one of them out"
-            apart = parts.get(twin, set()) ^ parts.get(finding.case, set())
-            where = f", and the two stand in different parts ({', '.join(sorted(apart))})" if apart else ""
-            yield Problem(finding.case, f"{channels}: the same voxels as case {twin} {whose}{where}", advice)
+            what = f"{channels}: the same voxels as case {twin} {whose}{apart(twin, finding.case)}"
+            yield Problem(finding.case, what, advice, "duplicate")
 
-
-def _members(splits: Mapping[str, Any] | None) -> Iterator[tuple[str, list[str]]]:
-    """Parts that a case is in for good (fold k: validates in fold k), and their cases."""
-    folds = splits["folds"] if splits else []
-    for number, fold in enumerate(folds):
-        if isinstance(fold, Mapping):
-            if len(folds) == 1:
-                yield "train", list(fold.get("train") or [])
-            yield "val" if len(folds) == 1 else f"fold {number}", list(fold.get("val") or [])
-    if splits:
-        yield "test", list(splits.get("test") or [])
-
-
-def _lists(folder: DatasetFolder, splits: Mapping[str, Any]) -> Iterator[Problem]:
-    """Compare what nnU-Net and MONAI read with splits.json."""
-    advice = "run `data_prep split --force` with the arguments of the split"
-    info = folder.info
-    used = {case for fold in splits["folds"] for part in ("train", "val") for case in fold[part]}
-    if set(info.get("dataset", {})) != used or info.get("numTraining") != len(used):
-        locked = sorted(set(info.get("dataset", {})) & set(splits["test"]))
-        what = (
-            f"nnU-Net would train on test case {locked[0]}" if locked else "its cases for nnU-Net are not the split's"
-        )
-        yield Problem("dataset.json", f"{what} (keys dataset and numTraining)", advice)
-    listed = {name: {entry["case"] for entry in info.get(name, [])} for name in ("training", "validation", "test")}
-    if listed["training"] | listed["validation"] != used or listed["test"] != set(splits["test"]):
-        yield Problem("dataset.json", "its lists training, validation and test are not those of splits.json", advice)
-    path = folder.root / "splits_final.json"
-    try:
-        final = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        yield Problem(path.name, f"cannot be read ({error.__class__.__name__})", advice)
-        return
-    if final != splits["folds"]:
-        yield Problem(path.name, "its folds are not those of splits.json", advice)
-
-
-def _slice_stores(folder: DatasetFolder, splits: Mapping[str, Any]) -> Iterator[Problem]:
-    for path in sorted(folder.root.glob("*.h5")):
-        if path.name.startswith(".tmp-"):
-            yield Problem(path.name, "the rest of an interrupted run", "delete it")
-            continue
-        try:
-            fold, stored = stored_source_hash(path)
-        except DatasetError as error:
-            kind = "a patient in two groups" if isinstance(error, LeakageError) else "not a complete slice store"
-            yield Problem(path.name, f"{kind} ({str(error).removeprefix(f'{path}: ')})", "run `data_prep slices` again")
-            continue
-        if fold >= len(splits["folds"]) or source_hash(folder.cases, splits, fold) != stored:
+    signed = [(finding.case, finding.signature) for finding in findings if finding.signature is not None]
+    owners = [str(patient_of[case]) for case, _ in signed]
+    for one, other, correlation in near_duplicates([signature for _, signature in signed], owners, workers):
+        twin, case = signed[one][0], signed[other][0]
+        if frozenset((twin, case)) not in same:
+            where = apart(twin, case)
             yield Problem(
-                path.name,
-                f"older than the images or the split (fold {fold}) that it was made from",
-                "run `data_prep slices` again",
+                case,
+                f"image: nearly that of case {twin} of another patient (correlation {correlation:.2f}; {owners[other]} "
+                f"here, {owners[one]} there){where}",
+                "compare the two in report.html; if they are of one person, give them one patient and split again",
+                "duplicate",
+                ERROR if where else WARNING,
             )
+
+
+def _unlike_the_others(folder: DatasetFolder, findings: list[Finding]) -> Iterator[Problem]:
+    """Cases whose spacing, shape, orientation or label volumes are far from those of the other cases."""
+    table = folder.cases
+    look = "look at it; resample, reorient or leave it out, unless it is right"
+    for column, log in (("spacing", False), ("shape", True)):
+        if column not in table:
+            continue
+        axes = table[column].astype(str).str.split("x", expand=True).apply(pd.to_numeric, errors="coerce")
+        odd = np.any([outliers(values, log, FAR_OUT) for _, values in axes.items()], axis=0)
+        usual = "x".join(f"{value:g}" for value in axes.median())
+        for case, found in table.loc[odd, ["case", column]].itertuples(index=False):
+            yield Problem(str(case), f"{column}: {found}, {usual} in the median case", look, "outlier", WARNING)
+
+    axes_of = {finding.case: finding.axes for finding in findings if finding.axes}
+    counts = Counter(axes_of.values())
+    for case, found in axes_of.items():
+        if counts[found] <= FEW * len(axes_of):
+            usual, number = counts.most_common(1)[0]
+            what = f"orientation: {found}, {usual} in {number} of {len(axes_of)} cases"
+            yield Problem(case, what, look, "outlier", WARNING)
+
+    at_edge = {finding.case: finding.at_edge for finding in findings}
+    labels = [name for name, value in folder.labels.items() if value and f"volume_ml_{name}" in table]
+    volumes = table[[f"volume_ml_{label}" for label in labels]].apply(pd.to_numeric, errors="coerce")
+    labelled = table[(volumes > 0).any(axis=1)]  # the others are told to have no foreground
+    for label in labels:
+        yield from _odd_labels(labelled, label, at_edge)
+
+
+def _odd_labels(table: pd.DataFrame, label: str, at_edge: Mapping[str, tuple[str, ...]]) -> Iterator[Problem]:
+    volumes = pd.to_numeric(table[f"volume_ml_{label}"], errors="coerce")
+    empty = volumes == 0
+    odd = outliers(volumes, log=True, reach=FAR_OUT)
+    median = float(volumes[volumes > 0].median()) if (volumes > 0).any() else float("nan")
+    look = "look at the delineation, unless it is right"
+    touching = table["case"].map(lambda case: label in at_edge.get(str(case), ()))
+    for case, volume, is_empty, is_odd, touches in zip(table["case"], volumes, empty, odd, touching, strict=True):
+        name = str(case)
+        if is_empty and empty.sum() <= max(FEW * len(table), 1) and len(table) >= 5:
+            what = f"label {label}: absent, present in {len(table) - empty.sum()} of {len(table)} cases"
+            yield Problem(name, what, look, "outlier", WARNING)
+        elif is_odd:
+            what = f"label {label}: {volume:.3g} ml, {median:.3g} ml in the median case"
+            yield Problem(name, what, look, "outlier", WARNING)
+        if touches and touching.sum() <= FEW * len(table):
+            what = f"label {label}: touches the edge of the image, as in {touching.sum()} of {len(table)} cases"
+            yield Problem(name, what, "was the image cut too short?", "outlier", WARNING)

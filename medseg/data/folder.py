@@ -420,7 +420,7 @@ def write_index(
         "numTraining": len(table),
         "file_ending": FILE_ENDING,
     }
-    info["training"] = list(_entries(info, table).values())
+    info["training"] = list(list_entries(info, table).values())
     if splits is not None:
         info = _with_split(info, table, splits)
     atomic_write_text(Path(root) / "manifest.json", _to_json(manifest))
@@ -428,7 +428,7 @@ def write_index(
     atomic_write_text(Path(root) / "dataset.json", _to_json(info))
 
 
-def _entries(info: Mapping[str, Any], table: pd.DataFrame) -> dict[str, dict[str, Any]]:
+def list_entries(info: Mapping[str, Any], table: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """The entry of every case in the lists of dataset.json."""
     classes = info.get("classes", {})
     entries = {}
@@ -456,7 +456,7 @@ def _class_of(row: Mapping[Any, Any], classes: Mapping[str, int]) -> int:
 def _with_split(info: Mapping[str, Any], cases: pd.DataFrame, splits: Mapping[str, Any]) -> dict[str, Any]:
     """The content of dataset.json for a split: what nnU-Net may see, and the lists that MONAI reads."""
     n_channels = len(info["channel_names"])
-    entries = _entries(info, cases)
+    entries = list_entries(info, cases)
     folds = splits["folds"]
     used = [case for case in entries if case not in set(splits["test"])]
     lists: dict[str, list[dict[str, Any]]]

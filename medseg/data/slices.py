@@ -9,6 +9,7 @@ masks      [n, x, y, m]   float32 0 or 1, one channel per label but the backgrou
 patient_id [n]            uint32  index into the file's attribute ``patients``
 slice_id   [n]            uint32  index of the slice in its case's 3D image
 case_id    [n]            uint32  index into the group's attribute ``cases``
+voxels     [n, m]         uint32  foreground voxels of each mask: which slice holds what, without reading the masks
 ========== ============== ======= ==================================================
 
 Attributes of the file, all JSON: ``channel_names``, ``labels`` (name to value), ``patients``, ``settings`` (fold, keep,
@@ -22,12 +23,10 @@ takes.
 import hashlib
 import json
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import h5py
 import nibabel as nib
@@ -38,21 +37,19 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from medseg.data.folder import DatasetFolder
-from medseg.errors import DatasetError, LeakageError
+from medseg.errors import ConfigError, DatasetError, LeakageError
 from medseg.io import atomic_path, read_image
+from medseg.io.threads import in_order
 
 PARTS = ("train", "val", "test")
 #: What is kept of a part unless the caller says otherwise: empty slices teach little but count in an evaluation.
 KEEP = {"train": "foreground", "val": "all", "test": "all"}
-VERSION = 1
-_PER_SLICE = ("images", "masks", "patient_id", "slice_id", "case_id")
+VERSION = 2
+_PER_SLICE = ("images", "masks", "patient_id", "slice_id", "case_id", "voxels")
 # A fixed file format, so that the same dataset gives the same bytes; 1.10 holds attributes of more than 64 KiB.
 _LIBVER = ("v110", "v110")
 _AIR_HU = -1024.0
 _AXIS_OF = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def write_slices(
@@ -155,6 +152,7 @@ def write_slices(
                     slice_id=case.slices,
                     patient_id=np.full(len(case.slices), patient_index[case.patient]),
                     case_id=np.full(len(case.slices), index),
+                    voxels=np.count_nonzero(case.masks, axis=(1, 2)),
                 )
                 row = {"index": index, "case": case.name, "patient": case.patient}
                 table.append({**row, "spacing": case.spacing, "shape": case.shape, "axcodes": case.axcodes})
@@ -222,6 +220,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
             cases = json.loads(file[group].attrs["cases"])
             self._case_id = file[group]["case_id"][:]
             self._slice_id = file[group]["slice_id"][:]
+            self._voxels = file[group]["voxels"][:]
         self.cases = pd.DataFrame(cases, columns=["case", "patient", "spacing", "shape", "axcodes"])
         if len(self) and (self._case_id.max() >= len(cases) or not set(self.cases["patient"]) <= set(patients)):
             raise DatasetError(f"{self.path}: slices of cases that are not listed; run `data_prep slices` again")
@@ -252,6 +251,25 @@ class SliceDataset(Dataset[dict[str, Any]]):
             "axcodes": str(self.cases["axcodes"].iat[case]),
         }
         return item if self.transform is None else self.transform(item)
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """Of every slice, the row of its case in ``cases`` and its position in the case's 3D image: [n, 2]."""
+        return np.stack([self._case_id, self._slice_id], axis=1).astype(np.int64)
+
+    def has_label(self, name: str) -> NDArray[np.bool_]:
+        """Say for every slice whether a voxel of it has this label; no mask is read.
+
+        Args:
+            name: one of ``labels`` but the background.
+
+        Raises:
+            ConfigError: there is no such label.
+        """
+        names = [label for label, value in sorted(self.labels.items(), key=lambda item: item[1]) if value]
+        if name not in names:
+            raise ConfigError(f"label: {name!r} given, one of {', '.join(names)} expected")
+        return self._voxels[:, names.index(name)] > 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None, "_pid": -1}
@@ -292,24 +310,6 @@ def stored_source_hash(path: str | os.PathLike[str]) -> tuple[int, str]:
     with _open(Path(path)) as file:
         _check_store(file, Path(path))
         return int(json.loads(file.attrs["settings"])["fold"]), str(file.attrs["source_sha256"])
-
-
-def in_order(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
-    """Map in threads: results in the order of the items, and never more than ``workers`` of them waiting.
-
-    Threads do for reading cases: decompression, hashing and arithmetic on whole arrays run side by side in them.
-    """
-    pending: deque[Any] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) > workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -422,6 +422,7 @@ def _create(group: h5py.Group, size: tuple[int, ...], c: int, m: int, compressio
         )
     for name in ("patient_id", "slice_id", "case_id"):
         group.create_dataset(name, shape=(0,), maxshape=(None,), chunks=(1024,), dtype="<u4", track_times=False)
+    group.create_dataset("voxels", shape=(0, m), maxshape=(None, m), chunks=(1024, m), dtype="<u4", track_times=False)
 
 
 def _append(group: h5py.Group, **arrays: NDArray[Any]) -> None:

@@ -15,6 +15,9 @@ from medseg.errors import DatasetError, LeakageError
 
 Splits = dict[str, Any]
 
+#: What a column with published parts may call each of them.
+PART_NAMES = {"train": "train", "training": "train", "val": "val", "validation": "val", "test": "test"}
+
 
 def make_splits(
     cases: pd.DataFrame,
@@ -24,6 +27,7 @@ def make_splits(
     folds: int | None = None,
     test_fraction: float = 0.0,
     stratify: str | None = None,
+    column: str | None = None,
 ) -> Splits:
     """Split cases by patient into train, val and test, or into folds and test.
 
@@ -40,15 +44,19 @@ def make_splits(
         folds: make this many folds instead: each is once the val part, and the others are its train part.
         test_fraction: share of the patients that ``folds`` leaves out of all folds.
         stratify: column with the stratum of a case (a tumor stage, a hospital); an empty value is a stratum too.
+        column: column with the part that was published for a case (train or training, val or validation, test). It is
+            kept: val and test are those of the column. Where it has no val, its training part is divided, into train
+            and val in the proportion of the first two fractions, or into ``folds``.
 
     Returns:
-        the content of ``splits.json``, which is ``seed``, ``stratify``, ``folds`` and ``test``, a list of cases. An
-        entry of ``folds`` is ``{"train": [case, ...], "val": [case, ...]}``; it is the only one when ``folds`` is not
-        given.
+        the content of ``splits.json``, which is ``seed``, ``stratify``, ``column`` where it was given, ``folds`` and
+        ``test``, a list of cases. An entry of ``folds`` is ``{"train": [case, ...], "val": [case, ...]}``; it is the
+        only one when ``folds`` is not given.
 
     Raises:
         DatasetError: too few patients, a column that is not there, a patient of two strata, a case listed twice,
-            shares that do not add up.
+            shares that do not add up, a part of another name.
+        LeakageError: the column has a patient in two parts.
 
     Example:
         >>> cases = pd.DataFrame({"case": [f"c{i}" for i in range(10)], "patient": [f"p{i}" for i in range(10)]})
@@ -57,7 +65,13 @@ def make_splits(
         [7, 1, 2]
         >>> len(make_splits(cases, seed=0, folds=5)["folds"])
         5
+        >>> published = cases.assign(official_part=["training"] * 8 + ["test"] * 2)
+        >>> splits = make_splits(published, seed=0, column="official_part")
+        >>> [len(splits["folds"][0]["train"]), len(splits["folds"][0]["val"]), splits["test"]]
+        [7, 1, ['c8', 'c9']]
     """
+    if column is not None:
+        return _published(cases, column, seed=seed, fractions=fractions, folds=folds, stratify=stratify)
     if folds is None:
         shares = _checked_fractions(fractions)
     else:
@@ -200,6 +214,47 @@ def split_table(splits: Mapping[str, Any], cases: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _published(
+    cases: pd.DataFrame,
+    column: str,
+    *,
+    seed: int,
+    fractions: Sequence[float],
+    folds: int | None,
+    stratify: str | None,
+) -> Splits:
+    """The split that a column holds; its training part is divided where it has no val part."""
+    _strata(cases, None)  # a row per case
+    names = _values(cases, column, "with published parts")
+    rows: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+    part_of: dict[str, str] = {}
+    for row, (case, patient, name) in enumerate(zip(cases["case"], cases["patient"].astype(str), names, strict=True)):
+        part = PART_NAMES.get(name.strip().lower())
+        if part is None:
+            raise DatasetError(
+                f"cases: case {case} has {name!r} in the column {column!r}; {', '.join(PART_NAMES)} expected"
+            )
+        if part_of.setdefault(patient, part) != part:
+            raise LeakageError(
+                f"cases: the column {column!r} has patient {patient} in {part_of[patient]} and in {part}; a patient "
+                "may be in one part only"
+            )
+        rows[part].append(row)
+    listed = {part: sorted(cases["case"].iloc[numbers].astype(str)) for part, numbers in rows.items()}
+    if not listed["train"]:
+        raise DatasetError(f"cases: no case is in train, by the column {column!r}; expected some")
+    if listed["val"] and folds is not None:
+        raise DatasetError(f"cases: the column {column!r} has a val part: leave folds out")
+    if listed["val"]:
+        fold_list = [{"train": listed["train"], "val": listed["val"]}]
+    else:
+        train, val, _ = _checked_fractions(fractions)
+        shares = (train / (train + val), val / (train + val), 0.0)
+        training = cases.iloc[rows["train"]]
+        fold_list = make_splits(training, seed=seed, fractions=shares, folds=folds, stratify=stratify)["folds"]
+    return {"seed": seed, "stratify": stratify, "column": column, "folds": fold_list, "test": listed["test"]}
+
+
 def _checked_fractions(fractions: Sequence[float]) -> NDArray[np.float64]:
     shares = np.array(fractions, dtype=np.float64)
     given = " ".join(f"{share:g}" for share in shares)
@@ -211,9 +266,14 @@ def _checked_fractions(fractions: Sequence[float]) -> NDArray[np.float64]:
 
 
 def _stratum_values(cases: pd.DataFrame, column: str) -> pd.Series:
+    return _values(cases, column, "to stratify by")
+
+
+def _values(cases: pd.DataFrame, column: str, purpose: str) -> pd.Series:
+    """A column as text, empty where it says nothing."""
     if column not in cases.columns:
         near = difflib.get_close_matches(column, list(cases.columns), n=3, cutoff=0.4) or list(cases.columns)
-        raise DatasetError(f"cases: no column {column!r} to stratify by; nearest: {', '.join(map(str, near))}")
+        raise DatasetError(f"cases: no column {column!r} {purpose}; nearest: {', '.join(map(str, near))}")
     values = cases[column]
     return values.astype(object).where(values.notna(), "").astype(str)
 

@@ -1,5 +1,6 @@
 from .checkpoint import Checkpoints as Checkpoints
 from .checkpoint import load_checkpoint as load_checkpoint
+from .checkpoint import load_statistics as load_statistics
 from .checkpoint import save_checkpoint as save_checkpoint
 from .evaluator import segmentation_evaluator as segmentation_evaluator
 from .inferers import AutocastInferer as AutocastInferer
@@ -31,6 +32,7 @@ __all__ = [
     "check_overrides",
     "has_fast_bfloat16",
     "load_checkpoint",
+    "load_statistics",
     "running_workflow",
     "save_checkpoint",
     "segmentation_evaluator",

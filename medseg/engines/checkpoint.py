@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,18 @@ import torch
 from ignite.engine import Engine, Events
 from monai.networks.utils import get_state_dict
 
+from medseg.data import check_statistics
 from medseg.errors import CheckpointError
 from medseg.io.atomic import atomic_path
 
 
-def save_checkpoint(path: Path | str, parts: Mapping[str, Any], **values: int | float | str) -> None:
+def save_checkpoint(path: Path | str, parts: Mapping[str, Any], **values: Any) -> None:
     """Write the states of `parts` and plain `values` into one file, atomically.
 
     Args:
         path: the file.
         parts: name and object; of each the `state_dict()` is kept. The network is called `model`.
-        values: plain numbers and words kept beside them.
+        values: plain values kept beside them: numbers, words, and lists and dictionaries of these.
     """
     with atomic_path(Path(path)) as temporary:
         torch.save({name: get_state_dict(part) for name, part in parts.items()} | values, temporary)
@@ -37,15 +39,7 @@ def load_checkpoint(path: Path | str, network: torch.nn.Module) -> dict[str, Any
         CheckpointError: if the file is absent, is no checkpoint, or is one of another network.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file, expected a checkpoint; name one with --checkpoint FILE")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever its unpickler and zip reader meet
-        raise CheckpointError(
-            f"{path}: found {path.stat().st_size} bytes that are no checkpoint, expected a file written by medseg "
-            "or torch.save(state_dict); name the right file"
-        ) from error
+    content = _read(path)
     weights = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(v, torch.Tensor) for v in weights.values()) or not weights:
         raise CheckpointError(f"{path}: found no network weights, expected a state_dict or one under the key 'model'")
@@ -60,6 +54,49 @@ def load_checkpoint(path: Path | str, network: torch.nn.Module) -> dict[str, Any
     return content
 
 
+def load_statistics(
+    path: Path | str, dataset_dir: str | os.PathLike[str] | None = None, fold: int = 0
+) -> dict[str, Any]:
+    """Return the statistics of the training set that a network was trained with, from its checkpoint.
+
+    An inference normalizes with these, wherever it runs; the dataset that was trained on is not needed.
+
+    Args:
+        path: a checkpoint of a training whose trainer was given `statistics`.
+        dataset_dir: the dataset trained on, where another part of it is scored; they must then be statistics of it.
+        fold: the fold of that dataset.
+
+    Returns:
+        as :func:`medseg.data.training_statistics` gave them to the training.
+
+    Raises:
+        CheckpointError: if the file is absent, is no checkpoint, or holds no statistics.
+        LeakageError: if they are of another dataset, split or fold.
+    """
+    content = _read(Path(path))
+    statistics = content.get("statistics") if isinstance(content, dict) else None
+    if not isinstance(statistics, dict):
+        raise CheckpointError(
+            f"{path}: found no statistics of a training set, expected those its images were normalized with; give "
+            "segmentation_trainer its `statistics` and train again"
+        )
+    if dataset_dir is not None:
+        check_statistics(statistics, dataset_dir, fold)
+    return statistics
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file, expected a checkpoint; name one with --checkpoint FILE")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever its unpickler and zip reader meet
+        raise CheckpointError(
+            f"{path}: found {path.stat().st_size} bytes that are no checkpoint, expected a file written by medseg "
+            "or torch.save(state_dict); name the right file"
+        ) from error
+
+
 class Checkpoints:
     """Keep `model_last.pt` and, by the validator's key metric, `model_best.pt` in the run folder.
 
@@ -67,10 +104,11 @@ class Checkpoints:
         run_dir: the run folder.
         trainer: the trainer whose iteration and epoch are recorded.
         parts: what is kept, see :func:`save_checkpoint`. `model` is the network that was validated.
+        values: plain values kept in every checkpoint.
     """
 
-    def __init__(self, run_dir: Path | str, trainer: Engine, parts: Mapping[str, Any]) -> None:
-        self.run_dir, self.trainer, self.parts = Path(run_dir), trainer, parts
+    def __init__(self, run_dir: Path | str, trainer: Engine, parts: Mapping[str, Any], **values: Any) -> None:
+        self.run_dir, self.trainer, self.parts, self.values = Path(run_dir), trainer, parts, values
         self.best: float | None = None
 
     def attach(self, validator: Engine | None) -> None:
@@ -82,7 +120,8 @@ class Checkpoints:
     def save(self, name: str, **values: float) -> None:
         """Write the current state under `name`."""
         state = self.trainer.state
-        save_checkpoint(self.run_dir / name, self.parts, iteration=state.iteration, epoch=state.epoch, **values)
+        values = {**self.values, "iteration": state.iteration, "epoch": state.epoch, **values}
+        save_checkpoint(self.run_dir / name, self.parts, **values)
 
     def validated(self, validator: Engine) -> None:
         """Keep the state as the last, and as the best where the key metric rose."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from medseg.engines.checkpoint import Checkpoints
 from medseg.engines.inferers import AutocastInferer, has_fast_bfloat16
 from medseg.engines.logs import ImageLog, MetricsLog, TerminalProgress, current_loss
 from medseg.errors import ConfigError, TrainingError
+from medseg.io import atomic_write_text
 
 
 def segmentation_trainer(
@@ -39,6 +41,7 @@ def segmentation_trainer(
     ema_momentum: float | None = None,
     amp: bool = False,
     channel_names: Sequence[str] = (),
+    statistics: Mapping[str, Any] | None = None,
     postprocessing: Callable | None = None,
     key_train_metric: dict[str, Any] | None = None,
     train_handlers: Sequence[Any] = (),
@@ -68,6 +71,9 @@ def segmentation_trainer(
         amp: bfloat16 autocast on devices that compute it natively; elsewhere on CUDA, float16 with loss scaling;
             elsewhere float32.
         channel_names: names of the input channels, for TensorBoard.
+        statistics: what the images are normalized with, as :func:`medseg.data.training_statistics` returned it; it is
+            written to `statistics.json` and into every checkpoint, where :func:`medseg.engines.load_statistics` finds
+            it.
         postprocessing: for the key metric on training data.
         key_train_metric: one metric on training data, by name.
         train_handlers: further handlers with an `attach` method.
@@ -120,9 +126,13 @@ def segmentation_trainer(
             parts["lr_scheduler"] = lr_scheduler
         if ema_momentum is not None:
             parts["trained_model"] = network
+        values: dict[str, Any] = {}
+        if statistics is not None:
+            values["statistics"] = dict(statistics)
+            atomic_write_text(Path(run_dir) / "statistics.json", json.dumps(values["statistics"], indent=1) + "\n")
         log = MetricsLog(run_dir, trainer, optimizer)
         progress = TerminalProgress(trainer, max_epochs * trainer.state.epoch_length)
-        for handler in (log, progress, Checkpoints(run_dir, trainer, parts)):
+        for handler in (log, progress, Checkpoints(run_dir, trainer, parts, **values)):
             handler.attach(validator)
         if validator is not None:
             ImageLog(log, channel_names).attach(validator)

@@ -3,6 +3,7 @@ from .counts import confusion_counts as confusion_counts
 from .intervals import Interval as Interval
 from .intervals import bootstrap_interval as bootstrap_interval
 from .intervals import paired_bootstrap_difference as paired_bootstrap_difference
+from .outliers import outliers as outliers
 from .rows import case_scores as case_scores
 from .rows import slice_scores as slice_scores
 from .scores import dice as dice
@@ -19,6 +20,7 @@ __all__ = [
     "confusion_counts",
     "dice",
     "f_beta",
+    "outliers",
     "paired_bootstrap_difference",
     "ppv",
     "sensitivity",

@@ -1,6 +1,5 @@
 from .dataset import alignment_picture as alignment_picture
 from .dataset import dataset_report as dataset_report
-from .dataset import outliers as outliers
 from .figures import case_dice_plot as case_dice_plot
 from .figures import dice_histogram as dice_histogram
 from .figures import distribution_plot as distribution_plot
@@ -25,7 +24,6 @@ __all__ = [
     "dataset_report",
     "dice_histogram",
     "distribution_plot",
-    "outliers",
     "patient_box_plot",
     "patient_scores",
     "read_pictures",

@@ -2,20 +2,25 @@
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
-from numpy.typing import ArrayLike, NDArray
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 from skimage.segmentation import find_boundaries
 
 from ..errors import DatasetError, GeometryError, ReadError
 from ..io.atomic import atomic_path
+from ..io.position import is_picture, position_index
+from ..io.threads import in_order
+from ..metrics import outliers
 from .figures import ORANGE, SKY, VERMILLION, distribution_plot
 from .page import data_uri, embed, environment
 
@@ -23,15 +28,44 @@ LABEL_COLORS = (VERMILLION, SKY, ORANGE, "#F0E442", "#009E73", "#CC79A7")
 SOFT_TISSUE = (-160.0, 240.0)  # HU: center 40, width 400
 HEIGHT = 150  # pixels of a picture
 VOLUME = "volume_ml_"
+RED = (255, 0, 0)
+# What a picture of a case may take in the page, so that a thousand of them open at once.
+_QUALITY = 75
+_MOST_PIXELS = 50_000_000  # of an attached picture
 
 
-def dataset_report(dataset_dir: Path) -> Path:
-    """Write ``report.html`` into a dataset's folder: summary, distributions, a picture of every case, failures.
+class _Found(Protocol):
+    """One thing that the check of a dataset found, as :class:`medseg.data.Problem` says it."""
 
-    The same dataset gives the same bytes. Cases are read one at a time.
+    @property
+    def case(self) -> str: ...
+    @property
+    def what(self) -> str: ...
+    @property
+    def advice(self) -> str: ...
+    @property
+    def topic(self) -> str: ...
+    @property
+    def severity(self) -> str: ...
+
+
+def dataset_report(
+    dataset_dir: Path,
+    findings: Sequence[_Found] | None = None,
+    *,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write ``report.html`` into a dataset's folder: summary, findings, distributions, pictures of every case, failures.
+
+    The same dataset and findings give the same bytes. Cases are shown worst first: those with the most errors, then
+    those with the most warnings, then from the smallest label. No more cases are in memory than there are workers.
 
     Args:
         dataset_dir: the folder that ``data_prep build`` wrote.
+        findings: what :func:`medseg.data.check_dataset` returned; without it the report says that nothing was checked.
+        workers: threads that make pictures; default: one per core.
+        progress: called with (cases done, cases in all).
 
     Returns:
         The file written.
@@ -44,58 +78,83 @@ def dataset_report(dataset_dir: Path) -> Path:
     root = Path(dataset_dir)
     info = _read_json(root / "dataset.json", needed=True)
     labels = {str(name): value for name, value in info.get("labels", {}).items() if isinstance(value, int) and value}
+    classes = [str(name) for name in info.get("classes", {})]
     channels = [str(name) for _, name in sorted(info.get("channel_names", {}).items(), key=lambda item: int(item[0]))]
     if not channels:
         raise DatasetError(f"{root / 'dataset.json'}: no channel_names in it; build the dataset again")
     cases = _read_cases(root / "cases.csv")
     manifest = _read_json(root / "manifest.json")
-    splits = _read_json(root / "splits.json")
-    parts = _parts(splits)
+    parts = _parts(_read_json(root / "splits.json"))
     volumes = {label: _numbers(cases, f"{VOLUME}{label}") for label in labels if f"{VOLUME}{label}" in cases}
     spacings = _spacings(cases)
-    odd_volumes = {label: outliers(values, log=True) for label, values in volumes.items()}
-    odd_spacings = {axis: outliers(values) for axis, values in spacings.items()}
-    flags = _flags(cases, volumes, odd_volumes, odd_spacings)
-    order = _worst_first(cases, volumes, flags)
+    of_case: dict[str, list[_Found]] = defaultdict(list)
+    for found in findings or ():
+        of_case[found.case].append(found)
+    order = _worst_first(cases, volumes, of_case)
+    attached = _attachments(root, cases["case"])
+
+    def row_of(position: int) -> dict[str, Any]:
+        case = cases.iloc[position]
+        found = of_case[case["case"]]
+        pictures, problem = _pictures_of(root, case, channels, labels, attached[case["case"]])
+        return {
+            **{key: case[key] for key in ("case", "patient", "stratum", "class", "lesion", "shape", "spacing")},
+            "part": ", ".join(parts.get(case["case"], [])),
+            "voxels": _product(case["shape"]),
+            "volumes": [float(values[position]) for values in volumes.values()],
+            "found": found,
+            "rank": sum(1000 if item.severity == "error" else 1 for item in found),
+            "picture_problem": problem,
+            "pictures": pictures,
+            "files": [path.name for path in attached[case["case"]] if path.suffix != ".png"],
+        }
 
     def rows() -> Iterator[dict[str, Any]]:
-        for position in order:
-            case = cases.iloc[position]
-            picture, problem = _picture_of(root, case["case"], channels, labels)
-            yield {
-                "case": case["case"],
-                "patient": case["patient"],
-                "stratum": case["stratum"],
-                "part": ", ".join(parts.get(case["case"], [])),
-                "shape": case["shape"],
-                "spacing": case["spacing"],
-                "voxels": _product(case["shape"]),
-                "volumes": [float(values[position]) for values in volumes.values()],
-                "flags": flags[position] + ([problem] if problem else []),
-                "picture": picture,
-            }
+        made = in_order(row_of, order, workers or len(os.sched_getaffinity(0)))
+        for number, row in enumerate(made, 1):
+            if progress:
+                progress(number, len(order))
+            yield row
 
     page = environment().get_template("dataset.html")
     stream = page.generate(
         title=f"Dataset {info.get('name') or ''}".strip(),
-        summary=_summary(cases, channels, labels, manifest),
+        summary=_summary(cases, channels, labels, classes, manifest),
         absent=[] if manifest else ["manifest.json is absent: recipe and failures are unknown."],
+        checked=findings is not None,
+        topics=_topics(findings or ()),
+        general=[found for found in findings or () if found.case not in set(cases["case"])],
         failures=_failures(manifest, "failed"),
         unpaired=_failures(manifest, "unpaired"),
         shapes=_counts(cases["shape"]),
         spacings=_counts(cases["spacing"]),
         strata=_strata(cases, parts),
         parts=_part_names(parts),
-        volume_figure=embed(distribution_plot(volumes, odd_volumes, "Label volume (ml)", log=True)) if volumes else "",
-        spacing_figure=embed(distribution_plot(spacings, odd_spacings, "Spacing (mm)"))
+        part_volumes=_part_volumes(cases, volumes, parts),
+        volume_figure=embed(
+            distribution_plot(
+                volumes, {name: outliers(v, log=True) for name, v in volumes.items()}, "Label volume (ml)", log=True
+            )
+        )
+        if volumes
+        else "",
+        spacing_figure=embed(
+            distribution_plot(spacings, {axis: outliers(v) for axis, v in spacings.items()}, "Spacing (mm)")
+        )
         if cases["spacing"].nunique() > 1
         else "",
         volume_labels=list(volumes),
-        show_patient=bool((cases["patient"] != cases["case"]).any()),
-        show_stratum=cases["stratum"].nunique() > 1,
+        show=[
+            name
+            for name in ("patient", "stratum", "class", "lesion")
+            if (cases["patient"] != cases["case"]).any() or name != "patient"
+            if cases[name].nunique() > 1 or (name == "class" and classes)
+        ],
         label_colors=[(label, LABEL_COLORS[(value - 1) % len(LABEL_COLORS)]) for label, value in labels.items()],
+        positions=bool((cases["position"] != "").any()),
         channels=channels,
-        flagged=sum(map(bool, flags)),
+        flagged=sum(name in of_case for name in cases["case"]),
+        classes=classes,
         rows=rows(),
     )
     out = root / "report.html"
@@ -105,46 +164,23 @@ def dataset_report(dataset_dir: Path) -> Path:
     return out
 
 
-def outliers(values: ArrayLike, log: bool = False) -> NDArray[np.bool_]:
-    """Which values lie beyond Tukey's fences (1.5 times the interquartile range from the quartiles).
-
-    Below five values nothing is flagged, and so is nothing within 1 % of the quartiles.
-
-    Args:
-        values: numbers; NaN is never flagged.
-        log: judge the logarithm, for quantities that vary by factors; 0 and less is then never flagged.
-
-    Example:
-        >>> outliers([1.0, 1.0, 1.0, 1.0, 3.0]).tolist()
-        [False, False, False, False, True]
-    """
-    array = np.asarray(values, float)
-    usable = np.isfinite(array) & ((array > 0) if log else True)
-    if usable.sum() < 5:
-        return np.zeros(len(array), bool)
-    scaled = np.log(array, where=usable, out=np.full(len(array), np.nan)) if log else array
-    low, high = np.percentile(scaled[usable], (25, 75))
-    margin_low, margin_high = (0.01, 0.01) if log else (0.01 * abs(low), 0.01 * abs(high))
-    reach = 1.5 * (high - low)
-    below, above = scaled < low - max(reach, margin_low), scaled > high + max(reach, margin_high)
-    return usable & (below | above)
-
-
 def alignment_picture(
-    images: Sequence[Path], label: Path | None, channels: Sequence[str], height: int = HEIGHT
+    images: Sequence[Path], label: Path | None, channels: Sequence[str], height: int = HEIGHT, position: str = ""
 ) -> Image.Image:
     """One slice of a case, channels side by side, with the outline of every label: does the mask lie on the image?
 
-    The slice is the one with the largest labelled area, the middle one where there is no label, across the axis with
-    the thickest slices (foot to head where voxels are about as long on all sides). It is turned as a radiologist looks
-    at it: the patient's left on the right, the front (or the head) at the top. CT is shown from -160 to 240 HU, other
-    channels between the first and 99th percentile of the slice.
+    The slice is the one with the largest labelled area; without a label it is the one through the position of the
+    lesion, which gets a red dot, or the middle one. It is cut across the axis with the thickest slices (foot to head
+    where voxels are about as long on all sides), and turned as a radiologist looks at it: the patient's left on the
+    right, the front (or the head) at the top. CT is shown from -160 to 240 HU, other channels between the first and
+    99th percentile of the slice.
 
     Args:
         images: one NIfTI file per channel.
         label: NIfTI file of the label map, or None.
         channels: name of each channel.
         height: height of the picture in pixels.
+        position: of a lesion, as in cases.csv: RAS mm; of a picture its column and row.
 
     Raises:
         ReadError: a file is no readable NIfTI.
@@ -164,15 +200,20 @@ def alignment_picture(
     mask = _read(mask_file, slice(None), 0) if mask_file is not None else np.zeros(shape, np.uint8)
     axis = _slice_axis(shape, affine)
     areas = np.count_nonzero(mask, axis=tuple({0, 1, 2} - {axis}))
-    position = int(areas.argmax()) if areas.any() else shape[axis] // 2
-    keep = slice(position, position + 1)
-    flat = np.take(mask, [position], axis=axis)
+    point = position_index(position, shape, affine) if position.strip() else None
+    number = int(areas.argmax()) if areas.any() else shape[axis] // 2
+    if point is not None and not areas.any():
+        number = int(np.clip(np.rint(point[axis]), 0, shape[axis] - 1))
+    keep = slice(number, number + 1)
+    flat = np.take(mask, [number], axis=axis)
     turn, zooms = _turn(shape, affine)
     outline, spacing = _as_shown(flat, turn, axis, zooms)
     panels = []
     for volume, name in zip(volumes, channels, strict=True):
         picture, _ = _as_shown(_read(volume, keep, axis), turn, axis, zooms)
         panels.append(_panel(picture, outline, spacing, name, height))
+        if point is not None and abs(point[axis] - number) <= 1:
+            _dot(panels[-1], point, shape, turn, axis)
     whole = Image.new("RGB", (sum(panel.width for panel in panels) + 3 * (len(panels) - 1), height), "white")
     left = 0
     for panel in panels:
@@ -202,6 +243,17 @@ def _panel(
     return Image.fromarray(color)
 
 
+def _dot(panel: Image.Image, point: NDArray[Any], shape: Sequence[int], turn: NDArray[Any], axis: int) -> None:
+    """A red dot on a panel, where a point of the array lies."""
+    turned, sizes = np.empty(3), np.empty(3)
+    for first, (second, sign) in enumerate(turn.astype(int)):
+        turned[second] = point[first] if sign > 0 else shape[first] - 1 - point[first]
+        sizes[second] = shape[first]
+    across, down = sorted({0, 1, 2} - {int(turn[axis, 0])})
+    x, y = ((turned[side] + 0.5) / sizes[side] * panel.size[place] for place, side in enumerate((across, down)))
+    ImageDraw.Draw(panel).ellipse((x - 2.5, y - 2.5, x + 2.5, y + 2.5), fill=RED)
+
+
 def _slice_axis(shape: Sequence[int], affine: NDArray[Any]) -> int:
     """The axis across the slices."""
     if 1 in shape:
@@ -215,7 +267,7 @@ def _slice_axis(shape: Sequence[int], affine: NDArray[Any]) -> int:
 def _turn(shape: Sequence[int], affine: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """How to reorder and flip the axes to left, posterior, inferior; the spacing of the axes after that."""
     zooms = nib.affines.voxel_sizes(affine)
-    if shape[2] == 1 and np.array_equal(np.abs(affine), np.eye(4)):
+    if is_picture(shape, affine):
         return np.array([[0, 1], [1, 1], [2, 1]]), zooms  # a picture: it has no place in a patient
     turn = ornt_transform(io_orientation(affine), axcodes2ornt(("L", "P", "I")))
     turned = np.empty(3)
@@ -252,31 +304,70 @@ def _read(image: nib.nifti1.Nifti1Image, keep: slice, axis: int) -> NDArray[Any]
         raise ReadError(f"{Path(image.get_filename() or 'file').name} cannot be read, it may be cut short") from error
 
 
-def _picture_of(root: Path, case: str, channels: Sequence[str], labels: Mapping[str, int]) -> tuple[str, str]:
-    """The picture as a data URI and a problem, either of them empty."""
+def _pictures_of(
+    root: Path, row: "pd.Series[str]", channels: Sequence[str], labels: Mapping[str, int], attached: Sequence[Path]
+) -> tuple[list[tuple[str, str]], str]:
+    """Pictures of a case, each with its name, as data URIs, and a problem or nothing."""
+    case = row["case"]
     if Path(case).name != case:
-        return "", "no file name"
-    images = []
-    for channel in range(len(channels)):
-        name = f"{case}_{channel:04d}.nii.gz"
-        images.append(
-            next(
-                (root / folder / name for folder in ("imagesTr", "imagesTs") if (root / folder / name).is_file()), None
-            )
-        )
+        return [], "no file name"
+    pictures, problems = [], []
+    images = [
+        next((path for folder in ("imagesTr", "imagesTs") if (path := root / folder / name).is_file()), None)
+        for name in (f"{case}_{channel:04d}.nii.gz" for channel in range(len(channels)))
+    ]
     found = [image for image in images if image is not None]
-    if len(found) < len(images):
-        return "", "image absent"
     label = next(
         (path for folder in ("labelsTr", "labelsTs") if (path := root / folder / f"{case}.nii.gz").is_file()), None
     )
     try:
-        picture = alignment_picture(found, label, channels)
+        if len(found) < len(images):
+            raise ReadError("image absent")
+        pictures.append((case, _jpeg(alignment_picture(found, label, channels, position=row["position"]))))
+        if label is None and labels:
+            problems.append("no label file")
     except (ReadError, GeometryError) as error:
-        return "", str(error)
+        problems.append(str(error))
+    for path in attached:
+        if path.suffix == ".png":
+            try:
+                pictures.append((path.name, _jpeg(_attached_picture(path))))
+            except (OSError, SyntaxError, ValueError):
+                problems.append(f"{path.name} cannot be read")
+    return pictures, "; ".join(problems)
+
+
+def _attached_picture(path: Path) -> Image.Image:
+    with Image.open(path) as picture:
+        if picture.width * picture.height > _MOST_PIXELS:
+            raise ValueError(f"{picture.width} x {picture.height} pixels")
+        small = picture.convert("RGB")
+    small.thumbnail((4 * HEIGHT, HEIGHT), Image.Resampling.BICUBIC)
+    return small
+
+
+def _jpeg(picture: Image.Image) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=80, subsampling=0)
-    return data_uri("jpeg", buffer.getvalue()), "no label file" if label is None and labels else ""
+    picture.save(buffer, format="JPEG", quality=_QUALITY, subsampling=0, optimize=True)
+    return data_uri("jpeg", buffer.getvalue())
+
+
+def _attachments(root: Path, cases: "pd.Series[str]") -> dict[str, list[Path]]:
+    """Further files of each case."""
+    names = set(cases)
+    attached: dict[str, list[Path]] = {case: [] for case in names}
+    for path in sorted((root / "attachments").glob("[!.]*")):
+        owners = [path.name[:end] for end, letter in enumerate(path.name) if letter == "_" and path.name[:end] in names]
+        if owners:
+            attached[owners[-1]].append(path)
+    return attached
+
+
+def _topics(findings: Sequence[_Found]) -> list[tuple[str, str, int]]:
+    """Severity, topic and number of the findings, the most severe and frequent first."""
+    counts = Counter((found.severity, found.topic) for found in findings)
+    ordered = sorted(counts.items(), key=lambda item: (item[0][0] != "error", -item[1], item[0][1]))
+    return [(severity, topic, number) for (severity, topic), number in ordered]
 
 
 def _read_json(path: Path, needed: bool = False) -> dict[str, Any]:
@@ -303,7 +394,7 @@ def _read_cases(path: Path) -> pd.DataFrame:
     for column in ("case", "patient"):
         if column not in cases:
             raise DatasetError(f"{path}: no column {column}; found {', '.join(map(str, cases.columns))}")
-    for column in ("stratum", "shape", "spacing"):
+    for column in ("stratum", "class", "lesion", "position", "shape", "spacing"):
         if column not in cases:
             cases[column] = ""
     return cases
@@ -322,35 +413,22 @@ def _spacings(cases: pd.DataFrame) -> dict[str, NDArray[np.float64]]:
     return {axis: np.asarray(values) for axis, values in axes.items() if np.isfinite(values).any()}
 
 
-def _flags(
-    cases: pd.DataFrame,
-    volumes: Mapping[str, NDArray[np.float64]],
-    odd_volumes: Mapping[str, NDArray[np.bool_]],
-    odd_spacings: Mapping[str, NDArray[np.bool_]],
-) -> list[list[str]]:
-    flags: list[list[str]] = [[] for _ in range(len(cases))]
-    for position, found in enumerate(flags):
-        for label, values in volumes.items():
-            if values[position] == 0:
-                found.append(f"empty: {label}")
-            elif odd_volumes[label][position]:
-                found.append(f"{'small' if values[position] < np.nanmedian(values) else 'large'}: {label}")
-        if any(odd[position] for odd in odd_spacings.values()):
-            found.append("spacing")
-    return flags
-
-
 def _worst_first(
-    cases: pd.DataFrame, volumes: Mapping[str, NDArray[np.float64]], flags: Sequence[Sequence[str]]
+    cases: pd.DataFrame, volumes: Mapping[str, NDArray[np.float64]], of_case: Mapping[str, Sequence[_Found]]
 ) -> list[int]:
-    """Empty labels, then the flagged, each from the smallest volume (as a share of the label's median)."""
+    """Positions by errors, by warnings, then from the smallest volume (as a share of the label's median)."""
     smallest = np.full(len(cases), np.inf)
     for values in volumes.values():
         positive = values[values > 0]
         share = np.nan_to_num(values, nan=np.inf) / (np.median(positive) if len(positive) else 1.0)
         smallest = np.minimum(smallest, share)
-    empty = [sum(flag.startswith("empty: ") for flag in found) for found in flags]
-    return sorted(range(len(cases)), key=lambda i: (-empty[i], not flags[i], smallest[i], cases["case"].iloc[i]))
+
+    def rank(position: int) -> tuple[Any, ...]:
+        case = cases["case"].iloc[position]
+        severities = Counter(found.severity for found in of_case.get(case, ()))
+        return -severities["error"], -severities["warning"], smallest[position], case
+
+    return sorted(range(len(cases)), key=rank)
 
 
 def _parts(splits: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -382,8 +460,34 @@ def _strata(cases: pd.DataFrame, parts: Mapping[str, Sequence[str]]) -> list[dic
         chosen = cases["stratum"] == stratum
         counts = [_size(cases[chosen])] + [_size(cases[chosen & member[name]]) for name in names]
         rows.append({"stratum": stratum or "unknown", "counts": counts})
+    classes = [name for name, _ in _counts(cases["class"]) if name]
+    for name in classes:
+        chosen = cases["class"] == name
+        counts = [_size(cases[chosen])] + [_size(cases[chosen & member[part]]) for part in names]
+        rows.append({"stratum": f"class {name}", "counts": counts})
     if names or rows:
         rows.append({"stratum": "all", "counts": [_size(cases)] + [_size(cases[member[name]]) for name in names]})
+    return rows
+
+
+def _part_volumes(
+    cases: pd.DataFrame, volumes: Mapping[str, NDArray[np.float64]], parts: Mapping[str, Sequence[str]]
+) -> list[tuple[str, list[str]]]:
+    """Median and quartiles of the volume of each label, in all and in each part."""
+    names = _part_names(parts)
+    rows = []
+    for label, values in volumes.items() if names else ():
+        cells = []
+        for part in ("", *names):
+            inside = cases["case"].map(lambda case, part=part: not part or part in parts.get(case, [])).to_numpy(bool)
+            positive = values[inside & (values > 0)]
+            text = "–"
+            if len(positive):
+                low, middle, high = np.percentile(positive, (25, 50, 75))
+                text = f"{middle:.3g} ({low:.3g}–{high:.3g})"
+            absent = int(np.count_nonzero(values[inside] == 0))
+            cells.append(f"{text}, absent in {absent}" if absent else text)
+        rows.append((label, cells))
     return rows
 
 
@@ -399,13 +503,19 @@ def _counts(values: "pd.Series[str]") -> list[tuple[str, int]]:
 
 
 def _summary(
-    cases: pd.DataFrame, channels: Sequence[str], labels: Mapping[str, int], manifest: Mapping[str, Any]
+    cases: pd.DataFrame,
+    channels: Sequence[str],
+    labels: Mapping[str, int],
+    classes: Sequence[str],
+    manifest: Mapping[str, Any],
 ) -> list[tuple[str, str]]:
     rows = [
         ("Cases", str(len(cases))),
         ("Patients", str(cases["patient"].nunique())),
         ("Channels", ", ".join(channels)),
-        ("Labels", ", ".join(f"{name} ({value})" for name, value in labels.items()) or "none"),
+        ("Classes", ", ".join(f"{name}: {(cases['class'] == name).sum()} cases" for name in classes))
+        if classes
+        else ("Labels", ", ".join(f"{name} ({value})" for name, value in labels.items()) or "none"),
     ]
     if isinstance(manifest.get("recipe"), str):
         rows.append(("Recipe", manifest["recipe"]))

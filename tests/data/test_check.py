@@ -7,10 +7,16 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
+import torch
+from monai.data import MetaTensor
+from PIL import Image
+from scipy.ndimage import gaussian_filter, zoom
 
 from medseg.data import Problem, check_dataset, make_splits, write_slices
-from medseg.data.folder import DatasetFolder
+from medseg.data.check_parts import check_balance, members
+from medseg.data.folder import DatasetFolder, write_case, write_index
 from medseg.errors import DatasetError
 
 SPLITS = {
@@ -155,9 +161,11 @@ def test_a_problem_of_a_case_is_found_and_nothing_else(root, name):
 def test_shape_other_than_in_the_table(root):
     table = (root / "cases.csv").read_text()
     (root / "cases.csv").write_text(table.replace("12x10x5", "12x10x6", 1))
-    assert [str(p) for p in problems(root)] == [
-        "c00: shape: 12x10x5 in the image, 12x10x6 in cases.csv; build the dataset again"
-    ]
+    found, warning = problems(root)
+    assert str(found) == "c00: shape: 12x10x5 in the image, 12x10x6 in cases.csv; build the dataset again"
+    assert (found.severity, found.topic) == ("error", "grid")
+    assert warning.severity == "warning"
+    assert warning.what == "shape: 12x10x6, 12x10x5 in the median case"
 
 
 def test_files_of_no_case(root):
@@ -276,3 +284,224 @@ def test_problems_do_not_depend_on_the_number_of_workers(root):
 def test_what_is_no_dataset_is_refused(tmp_path):
     with pytest.raises(DatasetError, match=r"no dataset\.json"):
         check_dataset(tmp_path)
+
+
+def set_column(root: Path, column: str, values) -> None:
+    """Change a column of cases.csv; values by case."""
+    table = pd.read_csv(root / "cases.csv", dtype=str, keep_default_na=False)
+    table[column] = [values.get(case, old) for case, old in zip(table["case"], table.get(column, ""), strict=False)]
+    table.to_csv(root / "cases.csv", index=False)
+
+
+def warnings(root: Path, topic: str) -> list[tuple[str, str]]:
+    found = [p for p in problems(root) if p.topic == topic]
+    assert all(p.severity == "warning" for p in found)
+    return [(p.case, p.what) for p in found]
+
+
+def test_errors_come_before_warnings_and_the_worst_case_first(root):
+    change(root / "labelsTr/c00.nii.gz", voxels=np.zeros_like)
+    change(root / "imagesTr/c05_0000.nii.gz", voxels=set_voxel(np.nan))
+    (root / "imagesTr/c03_0000.nii.gz").unlink()
+    found = problems(root)
+    assert [(p.severity, p.case) for p in found] == [
+        ("error", "c05"),
+        ("error", "c05"),
+        ("error", "c00"),
+        ("error", "c03"),
+        ("warning", "c00"),
+    ]
+
+
+def test_a_spacing_a_volume_and_an_orientation_unlike_the_others(tmp_path, write_dataset):
+    write_dataset(tmp_path, patients=[f"P{n}" for n in range(12)])
+    for path in [*tmp_path.glob("imagesTr/c03*"), *tmp_path.glob("labelsTr/c03*")]:
+        change(path, affine=lambda a: a * [[2], [1], [1], [1]])
+    for path in [*tmp_path.glob("imagesTr/c07*"), *tmp_path.glob("labelsTr/c07*")]:
+        change(path, affine=lambda a: a * [[-1], [1], [1], [1]])
+    set_column(tmp_path, "spacing", {"c03": "4x1.5x3"})
+    set_column(tmp_path, "volume_ml_tumor", {"c05": "30"})
+    assert warnings(tmp_path, "outlier") == [
+        ("c03", "spacing: 4x1.5x3, 2x1.5x3 in the median case"),
+        ("c05", "label tumor: 30 ml, 0.243 ml in the median case"),
+        ("c07", "orientation: LAS, RAS in 11 of 12 cases"),
+    ]
+
+
+def test_a_label_that_few_cases_lack_or_that_few_show_cut(tmp_path, write_dataset):
+    write_dataset(tmp_path, patients=[f"P{n}" for n in range(12)])
+
+    def without_node(voxels):
+        return np.where(voxels == 2, 0, voxels)
+
+    def at_the_edge(voxels):
+        voxels[0, 5, 2] = 1
+        return voxels
+
+    change(tmp_path / "labelsTr/c02.nii.gz", voxels=without_node)
+    set_column(tmp_path, "volume_ml_node", {"c02": "0"})
+    change(tmp_path / "labelsTr/c04.nii.gz", voxels=at_the_edge)
+    found = dict(warnings(tmp_path, "outlier"))
+    assert found == {
+        "c02": "label node: absent, present in 11 of 12 cases",
+        "c04": "label tumor: touches the edge of the image, as in 1 of 12 cases",
+    }
+    for number in range(6):  # now it is how this dataset was made
+        change(tmp_path / f"labelsTr/c{number:02d}.nii.gz", voxels=at_the_edge)
+    assert "c04" not in dict(warnings(tmp_path, "outlier"))
+
+
+def blob(rng: np.random.Generator) -> np.ndarray:
+    image = gaussian_filter(rng.standard_normal((40, 36, 30)), 2)
+    return (1000 * image / image.std()).astype(np.float32)
+
+
+def write_images(root: Path, images: dict[str, np.ndarray], parts: dict[str, list[str]], **kind) -> None:
+    """A dataset of one channel; each case a patient, or as given by the name before the dash."""
+    affine = torch.diag(torch.tensor([1.0, 1.0, 1.0, 1.0], dtype=torch.float64))
+    rows = []
+    for case, voxels in images.items():
+        label = None if "classes" in kind else MetaTensor(torch.ones(1, *voxels.shape, dtype=torch.uint8))
+        row = write_case(
+            root, case, MetaTensor(torch.from_numpy(voxels)[None], affine=affine), label, kind.get("labels")
+        )
+        rows.append({"patient": case.partition("-")[0], "stratum": "", **row})
+    write_index(root, name="blobs", channel_names=["MR"], rows=rows, manifest={"recipe": "test"}, **kind)
+    DatasetFolder(root).write_split({"seed": 0, "stratify": None, "folds": [parts], "test": parts.pop("test")})
+
+
+@pytest.mark.parametrize(("where", "severity"), [("train", "warning"), ("test", "error")])
+def test_a_resampled_copy_of_another_patient_is_a_leak_when_it_is_in_another_part(tmp_path, where, severity):
+    rng = np.random.default_rng(0)
+    images = {case: blob(rng) for case in "abcdef"}
+    images["g"] = 7 - 0.001 * 3 * zoom(-images["a"], 0.75, order=1)[1:]
+    parts = {"train": ["a", "b", "c"], "val": ["d"], "test": ["e", "f"]}
+    parts[where].append("g")
+    write_images(tmp_path, images, parts, labels={"background": 0, "all": 1})
+    (found,) = [p for p in problems(tmp_path) if p.topic == "duplicate"]
+    assert (found.case, found.severity) == ("g", severity)
+    assert found.what.startswith("image: nearly that of case a of another patient (correlation 0.9")
+    assert ("different parts (test, train)" in found.what) == (where == "test")
+
+
+def test_two_images_of_one_patient_may_be_alike(tmp_path):
+    rng = np.random.default_rng(0)
+    images = {case: blob(rng) for case in ("a-1", "b", "c")}
+    images["a-2"] = images["a-1"] + 1
+    write_images(
+        tmp_path, images, {"train": ["a-1", "a-2"], "val": ["b"], "test": ["c"]}, labels={"background": 0, "all": 1}
+    )
+    assert problems(tmp_path) == []
+
+
+@pytest.fixture
+def classified(tmp_path):
+    """Patches of lesions: a classification, with positions and attachments."""
+    rng = np.random.default_rng(0)
+    root, rows = tmp_path / "lesions", []
+    affine = torch.tensor([[-0.5, 0, 0, 20], [0, -0.5, 0, 30], [0, 0, 3, -40], [0, 0, 0, 1]], dtype=torch.float64)
+    for number in range(6):
+        image = MetaTensor(torch.from_numpy(rng.gamma(2, 50, (3, 32, 32, 1)).astype(np.float32)), affine=affine)
+        row = write_case(root, f"L{number}", image)
+        row |= {"patient": f"P{number // 2}", "stratum": "", "class": ("benign", "malignant")[number % 2]}
+        rows.append(row | {"lesion": str(number % 2 + 1), "position": "12.25 22 -40"})
+        (root / "attachments").mkdir(exist_ok=True)
+        Image.new("RGB", (30, 20), "red").save(root / f"attachments/L{number}_position.png")
+    cases = {f"L{n}": {"files": {f"attachments/L{n}_position.png": "0"}} for n in range(6)}
+    write_index(
+        root,
+        name="lesions",
+        channel_names=["T2", "ADC", "DWI"],
+        classes={"benign": 0, "malignant": 1},
+        rows=rows,
+        manifest={"recipe": "test", "cases": cases},
+    )
+    parts = {"train": ["L0", "L1"], "val": ["L2", "L3"]}
+    DatasetFolder(root).write_split({"seed": 0, "stratify": None, "folds": [parts], "test": ["L4", "L5"]})
+    return root
+
+
+def test_a_sound_classification_has_no_problem(classified):
+    assert problems(classified) == []
+
+
+def test_classes_that_are_wrong(classified):
+    set_column(classified, "class", {"L3": "benin"})
+    found = problems(classified)[0]
+    assert (found.case, found.topic, found.severity) == ("L3", "class", "error")
+    assert found.what == "class: 'benin' found, one of benign, malignant expected"
+    set_column(classified, "class", {"L3": "benign"})
+    assert [(p.case, p.what) for p in problems(classified) if p.severity == "error"] == [
+        ("dataset.json", "its list validation says of L3 other than cases.csv")
+    ]
+    assert warnings(classified, "balance") == [("splits.json", "val has no case of class malignant")]
+
+
+@pytest.mark.parametrize("key", ["label", "lesion", "position", "patient"])
+def test_a_list_that_says_other_than_the_table(classified, key):
+    def edit(info):
+        info["test"][0][key] = 1 if key == "label" else "other"
+
+    rewrite(classified / "dataset.json", edit)
+    assert [(p.case, p.what) for p in problems(classified)] == [
+        ("dataset.json", "its list test says of L4 other than cases.csv")
+    ]
+
+
+def test_a_position_outside_of_its_patch(classified):
+    # The patch reaches in x from 20.25 down to 4.25 mm; a pixel more is allowed for.
+    for text, what in {
+        "0.0 22 -40": "position: 4.0 mm outside of the image",
+        "12.25 22 -46.5": "position: 3.5 mm outside of the image",
+        "twelve": "position: 'twelve' found, three numbers expected (RAS mm; of a picture, its column and row)",
+    }.items():
+        set_column(classified, "position", {"L2": text})
+        found = [p for p in problems(classified) if p.topic == "position"]
+        assert [(p.case, p.what) for p in found] == [("L2", what)]
+
+
+def test_attachments_that_are_missing_damaged_or_of_no_case(classified):
+    folder = classified / "attachments"
+    (folder / "L1_position.png").unlink()
+    (folder / "L2_position.png").write_bytes(b"\x89PNG\r\n\x1a\nhello")
+    (folder / "L3_other.tfm").write_text("")
+    (folder / "L9_position.png").write_text("")
+    assert [(p.case, p.what) for p in problems(classified)] == [
+        ("L1", "attachments/L1_position.png is missing"),
+        ("L2", "attachments/L2_position.png is no readable PNG picture"),
+        ("attachments/L3_other.tfm", "belongs to no case of cases.csv"),
+        ("attachments/L9_position.png", "belongs to no case of cases.csv"),
+    ]
+
+
+def cohort(n: int, classes: list[str], volumes: np.ndarray) -> pd.DataFrame:
+    names = [f"c{number:03d}" for number in range(n)]
+    return pd.DataFrame({"case": names, "patient": names, "class": classes, "volume_ml_tumor": volumes})
+
+
+def test_parts_drawn_at_random_are_balanced():
+    rng = np.random.default_rng(0)
+    found = []
+    for seed in range(100):
+        cases = cohort(100, rng.choice(["a", "b"], 100).tolist(), np.exp(rng.normal(2, 1, 100)))
+        splits = make_splits(cases, seed=seed)
+        found += check_balance(cases, members(splits), ["tumor"], ["class"])
+    assert len(found) <= 1
+
+
+def test_parts_that_differ():
+    rng = np.random.default_rng(0)
+    volumes = np.exp(np.sort(rng.normal(2, 1, 100)))
+    names = [f"c{number:03d}" for number in range(100)]
+    parts = {"train": names[:70], "val": names[70:80], "test": names[80:]}
+    found = [p.what for p in check_balance(cohort(100, ["a"] * 60 + ["b"] * 40, volumes), parts, ["tumor"], ["class"])]
+    assert [what.partition(" (")[0] for what in found] == [
+        "val has no case of class a",
+        "test has no case of class a",
+        "train: 86% of the patients have class a, 0% of the others",
+        "train: 14% of the patients have class b, 100% of the others",
+        "val: 100% of the patients have class b, 33% of the others",
+        "test: 100% of the patients have class b, 25% of the others",
+        *[what.partition(" (")[0] for what in found[6:]],
+    ]
+    assert sorted(what.partition(":")[0] for what in found[6:]) == ["test", "train"]

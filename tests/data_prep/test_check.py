@@ -35,7 +35,7 @@ def test_problems_are_listed_and_the_status_is_one(root):
     assert lines[0] == "c02: labelsTr/c02.nii.gz is missing; build the dataset again"
     assert lines[1].startswith("c03: imagesTr/c03_0001.nii.gz")
     assert lines[2].startswith("splits.json: patient P0 is in train (case c00) and in test (case c00) of fold 0; ")
-    assert lines[3] == "6 cases: 3 problem(s) found"
+    assert lines[3] == "6 cases: 3 error(s) (files 2, split 1)"
 
 
 def test_an_empty_folder_is_no_dataset(tmp_path):

@@ -117,7 +117,7 @@ def test_almost_whole_numbers_are_labels_and_interpolated_ones_are_not(tmp_path:
     save_pair(tmp_path / "s", "bad", bad)
     result = build(tmp_path / "s", tmp_path / "out")
     assert [problem.case for problem in result.failed] == ["bad"]
-    assert "20 values that are no whole numbers, such as 0.5" in result.failed[0].what
+    assert "20 voxels are no whole numbers, such as 0.5 at voxel (3, 0, 0)" in result.failed[0].what
     np.testing.assert_array_equal(voxels(DatasetFolder(tmp_path / "out").label_path("good")), np.rint(label))
 
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medseg.errors import DatasetError, GeometryError, ReadError
-from medseg.report import alignment_picture, dataset_report, outliers
+from medseg.metrics import outliers
+from medseg.report import alignment_picture, dataset_report
 from medseg.report.dataset import LABEL_COLORS
 
 COLORS = [tuple(int(color[i : i + 2], 16) for i in (1, 3, 5)) for color in LABEL_COLORS]

@@ -1,0 +1,164 @@
+"""No byte that data_prep writes or prints tells who a patient is, but for the key."""
+
+import base64
+import gzip
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+
+from data_prep.phantom import write_cohort
+
+#: What is planted, as it may turn up: names, numbers, dates, a hospital.
+PLANTED = (
+    *("Mustermann", "Erika", "Musterfrau", "SECRET-471108151", "47110815", "19620812", "1962-08-12", "12.08.1962"),
+    *("20190305", "99887766", "Radiumklinikken", "Haukeland", "0305_visit"),
+)
+TAGS = {
+    "PatientName": "Mustermann^Erika",
+    "PatientBirthName": "Musterfrau",
+    "PatientBirthDate": "19620812",
+    "OtherPatientIDs": "ID471108151",
+    "AccessionNumber": "ACC99887766",
+    "StudyDescription": "SECRET-471108151 at Haukeland",
+    "SeriesDescription": "head of Mustermann 12.08.1962",
+    "InstitutionName": "Radiumklinikken",
+    "ReferringPhysicianName": "Musterfrau^Doctor",
+    "PatientComments": "Erika was born 1962-08-12",
+}
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Path:
+    """A home of its own: whatever a command writes anywhere but in the source lies below it."""
+    for name in ("home", "temporary", "work"):
+        (tmp_path / "sandbox" / name).mkdir(parents=True)
+    return tmp_path / "sandbox"
+
+
+def call(sandbox: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """Type a data_prep command in the sandbox; its output is kept there as a file too, to be searched like the rest."""
+    home, temporary = sandbox / "home", sandbox / "temporary"
+    known = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
+    environment = known | {"HOME": str(home), "TMPDIR": str(temporary), "COLUMNS": "500"}
+    command = [sys.executable, "-m", "data_prep", *map(str, words)]
+    done = subprocess.run(command, cwd=sandbox / "work", env=environment, capture_output=True, text=True, timeout=300)
+    number = len(list(sandbox.glob("*.log")))
+    (sandbox / f"{number}.log").write_text(done.stdout + done.stderr)
+    return done
+
+
+def contents(path: Path) -> bytes:
+    """Everything that a file says, unpacked."""
+    data = path.read_bytes()
+    if path.name.endswith(".gz"):
+        data += gzip.decompress(data)
+    if path.suffix == ".h5":
+        with h5py.File(path) as file:
+            found: list[bytes] = []
+            file.visititems(lambda name, item: found.append(f"{name} {dict(item.attrs)}".encode()))
+            data += b"".join(found) + str(dict(file.attrs)).encode()
+    if path.suffix == ".html":  # pictures are searched for text as well, and must not be mistaken for it
+        for picture in re.findall(rb"data:[\w/+;-]+base64,([A-Za-z0-9+/=]+)", data):
+            data = data.replace(picture, base64.b64decode(picture))
+    return data
+
+
+def leaks(sandbox: Path, source: Path, words: tuple[str, ...] = PLANTED) -> list[str]:
+    found = []
+    uids = {str(pydicom.dcmread(path).StudyInstanceUID) for path in source.rglob("*.dcm") if path.stat().st_size > 4096}
+    for path in sorted(path for path in sandbox.rglob("*") if path.is_file() and path.suffix != ".key"):
+        text = path.relative_to(sandbox).as_posix().encode() + b"\n" + contents(path)
+        # The source was named on the command line, so its own folder may be repeated.
+        text = text.replace(str(source).encode(), b"")
+        found += [f"{word} in {path.relative_to(sandbox)}" for word in (*words, *uids) if word.encode() in text]
+    return found
+
+
+def spoil(source: Path) -> None:
+    """Plant identifiers in headers, paths and a spreadsheet; let some cases fail, so that errors speak of them."""
+    patients = sorted(path for path in source.iterdir() if path.is_dir())
+    for number, folder in enumerate(patients):
+        for path in folder.rglob("*.dcm"):
+            header = pydicom.dcmread(path)
+            for keyword, value in TAGS.items():
+                setattr(header, keyword, value)
+            header.PatientID = f"SECRET-47110815{number}"
+            header.StudyDate = "20190305"
+            if number == 2 and header.Modality == "PT":
+                header.PatientWeight = None
+            header.save_as(path)
+        folder.rename(source / f"Mustermann Erika 19620812 47110815{number} Radiumklinikken")
+    structure = next((source / "Mustermann Erika 19620812 471108151 Radiumklinikken" / "RTSTRUCT").glob("*"))
+    header = pydicom.dcmread(structure)
+    header.StructureSetROISequence[-1].ROIName = "LN_Mustermann"
+    header.save_as(structure)
+    damaged = sorted((source / "Mustermann Erika 19620812 471108150 Radiumklinikken" / "CT").glob("*"))[3]
+    damaged.write_bytes(damaged.read_bytes()[:3000])
+    (source / "Mustermann notes 99887766.txt").write_text("Erika")
+
+
+def test_nothing_of_a_petct_cohort_tells_who_it_is(sandbox: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    write_cohort(source, patients=5, seed=5, image_size=48, slices=12)
+    (source / "clinical.csv").unlink()
+    spoil(source)
+    table = source / "Mustermann 19620812.csv"
+    table.write_text("patient_id,stage\n" + "".join(f"SECRET-47110815{n},T{n % 2}\n" for n in range(4)))
+    call(sandbox, "inspect", source, "--no-cache", "--html", "page.html")
+    words = ("build", "petct", source, "out", "--roi", "GTV", "--roi", "LN*", "--jobs", 2)
+    clinical = ("--clinical", table, "--stratum-column", "stage")
+    done = call(sandbox, "--debug", *words, *clinical)
+    assert done.returncode == 1, done.stderr
+    assert "3 built" in done.stdout
+    assert "PatientWeight" in done.stderr
+    assert call(sandbox, "split", "out", "--fractions", 0.34, 0.33, 0.33).returncode == 0
+    assert call(sandbox, "slices", "out").returncode == 0
+    call(sandbox, "check", "out")
+    for wrong in (("--roi", "Nobody*"), ("--roi", "GTV", "--crop", 1, 1, 1)):  # errors that end a build
+        assert call(sandbox, *words[:3], "other", *wrong).returncode == 1
+    assert leaks(sandbox, source) == []
+    known = (sandbox / "work" / "out.key").read_text()
+    assert "SECRET-471108151" in known and "Mustermann Erika 19620812 471108151 Radiumklinikken/CT/" in known
+    assert (sandbox / "work" / "out.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_nothing_of_ready_files_tells_who_it_is(sandbox: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for folder in ("images", "labels"):
+        (source / folder).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        name = f"Mustermann_Erika_47110815{number}_19620812_0305_visit.nii.gz"
+        label = np.zeros((12, 12, 8), np.uint8)
+        label[3:7, 3:8, 2:6] = 1
+        header = nib.Nifti1Header()
+        header["descrip"] = b"Mustermann 19620812"
+        header["db_name"] = b"SECRET-471108151"
+        image = nib.Nifti1Image(rng.normal(size=label.shape).astype(np.float32), np.eye(4), header)
+        nib.save(image, source / "images" / name)
+        nib.save(nib.Nifti1Image(label, np.eye(4), header), source / "labels" / name)
+    images = sorted((source / "images").iterdir())
+    images[0].write_bytes(images[0].read_bytes()[:200])
+    shutil.copy(images[1], source / "images" / "Mustermann_alone.nii.gz")
+    done = call(sandbox, "--debug", "build", "folder", source, "out", "--jobs", 2, "--clinical", "x.csv")
+    assert done.returncode == 1
+    done = call(sandbox, "--debug", "build", "folder", source, "out", "--jobs", 2)
+    assert done.returncode == 1, done.stderr
+    assert "3 built, 1 failed, 1 unpaired" in done.stdout
+    # The second time two of the labels have vanished and one is no mask any more.
+    (source / "labels" / images[1].name).unlink()
+    nib.save(nib.Nifti1Image(np.full((12, 12, 8), 0.5, np.float32), np.eye(4)), source / "labels" / images[2].name)
+    done = call(sandbox, "build", "folder", source, "out", "--jobs", 2, "--patient-pattern", r"_(\d{9})_")
+    done = call(sandbox, "build", "folder", source, "out", "--jobs", 2, "--patient-pattern", r"(x)")
+    assert done.returncode == 1
+    call(sandbox, "check", "out")
+    assert leaks(sandbox, source, (*PLANTED, "alone")) == []
