@@ -38,16 +38,19 @@ def show_recipes(as_json: bool) -> None:
     """Print the recipes as a table or as JSON."""
     import click
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     rows = catalog()
     if as_json:
         click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
         return
-    table = Table("recipe", "makes", "of", "source", "license", "fetch", show_lines=True)
+    table = Table(show_lines=True)
+    for column in ("recipe", "makes", "fetch"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("what, and where from (license)", overflow="fold")
     for row in rows:
         fetch = "yes" if row["fetch"] else "by hand" if row["address"] else ""
-        table.add_row(
-            row["name"], row["makes"], row["summary"], row["address"] or "your own data", row["license"], fetch
-        )
+        origin = f"\n{row['address']} ({row['license']})" if row["address"] else ""
+        table.add_row(row["name"], row["makes"], fetch, escape(f"{row['summary']}{origin}"))
     Console().print(table)

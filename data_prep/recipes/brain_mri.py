@@ -55,12 +55,14 @@ class BrainMriRecipe(Recipe):
     name = "brain_mri"
     summary = "Pictures of brains in yes/ and no/ (tumor or none): one class per folder."
     needs = "pictures in yes/ and in no/"
+    makes = "classification"
     Options = BrainMriOptions
     public = True
     origin = Origin(
         "https://www.kaggle.com/datasets/navoneel/brain-mri-images-for-brain-tumor-detection",
         "unstated",
         "Chakrabarty N. Brain MRI Images for Brain Tumor Detection. Kaggle, 2019.",
+        by_hand="log in to Kaggle, download the archive and unpack it",
     )
 
     def select(self, source: Path) -> Selection:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
     from monai.data import MetaTensor
 
+#: HU of what a CT did not see.
+AIR = -1024.0
 #: Files whose voxels may lie in another of the same name.
 HEADERS = {".mhd", ".hdr", ".img", ".nhdr"}
 
@@ -218,7 +220,24 @@ class DescribedRecipe(Recipe):
 
     def _register(self, data: "dict[str, MetaTensor]", columns: dict[str, str]) -> dict[str, bytes]:
         """Bring channels to another in place; the transforms that did it, by file name."""
-        return {}
+        from data_prep.resample import Grid, resample
+
+        to, attachments = self.described.register_to, dict[str, bytes]()
+        for name, method in self.described.register.items():
+            label = ["label"] if "label" in data and self.described.drawn_on == name else []
+            if method == "header":
+                grid = Grid.of(data[to])
+                data[name] = resample(data[name], grid, "linear", outside=AIR if name == "CT" else 0)
+                data |= {key: resample(data[key], grid, "nearest") for key in label}
+                continue
+            from medseg.transforms import Registerd
+
+            result = Registerd(name, to, method, mask_keys={name: label})(data)
+            registration = result.pop(f"{name}_registration")
+            data |= result
+            columns |= registration.columns(f"{name}_")
+            attachments[f"{name}_to_{to}.tfm"] = registration.to_bytes()
+        return attachments
 
     # Transforms
 
@@ -264,15 +283,17 @@ class DescribedRecipe(Recipe):
             data["label"] = label
         data = self._transforms()(data)
         for name in data:
-            if name in (*names, "label"):
-                check_same_grid(data[names[0]], data[name], f"{name} after the transforms", names[0])
-        image = MetaTensor(torch.cat([torch.as_tensor(data[n]).float() for n in names]), affine=data[names[0]].affine)
+            if not isinstance(data[name], MetaTensor):
+                raise DatasetError(f"{name} after the transforms: {type(data[name]).__name__}: expected a MetaTensor")
+            check_same_grid(data[names[0]], data[name], f"{name} after the transforms", names[0])
+        affine = data[names[0]].affine
+        image = MetaTensor(torch.cat([data[name].as_tensor().float() for name in names]), affine=affine)
         if label is None:
             return image, None
-        values = torch.as_tensor(data["label"])
+        values = data["label"].as_tensor()
         if not torch.equal(values, values.round()):
             raise DatasetError("the transforms left values between whole numbers in the label: use mode nearest for it")
-        return image, MetaTensor(values.to(torch.uint8), affine=image.affine)
+        return image, MetaTensor(values.to(torch.uint8), affine=affine)
 
 
 def _united(inside: "dict[str, torch.Tensor]", image: "MetaTensor", plan: Plan) -> "tuple[MetaTensor, dict[str, str]]":

@@ -190,7 +190,7 @@ class _Reader:
         channels = self.channels(content["channels"], folder)
         names = [name for group in channels for name in group]
         if ("label" in content) == ("classes" in content):
-            self.fail("label", "both label and classes" if "label" in content else None, "either label or classes")
+            self.refuse("label", "label and classes" if "label" in content else "nothing", "either label or classes")
         to, register = self.register(content.get("register", {}), names)
         masks, values, drawn_on = self.label(content.get("label"), folder, names, to or names[0])
         described = Description(
@@ -219,7 +219,7 @@ class _Reader:
                 if name == "label" or not re.fullmatch(r"\w[\w .-]*", name):
                     self.fail("channels", name, "names of letters, digits, _, - and . (not label)")
                 if any(name in other for other in found) or names.count(name) > 1:
-                    self.fail("channels", f"{name} twice", "each channel once")
+                    self.refuse("channels", f"{name} twice", "each channel once")
             found[names] = self.pattern(f"channels.{key}", path, folder)
         if not found:
             self.fail("channels", value, KEYS["channels"])
@@ -233,7 +233,7 @@ class _Reader:
         value = self.mapping("label", value, ("file", "names", "masks", "on"))
         drawn_on = self.one_of("label.on", value.get("on", first), channels)
         if ("masks" in value) == ("file" in value) or ("file" in value) != ("names" in value):
-            self.fail("label", f"the keys {', '.join(value)}", "file and names, or masks")
+            self.refuse("label", f"the keys {', '.join(value)}", "file and names, or masks")
         if "file" in value:
             given = self.mapping("label.names", value["names"])
             values = {name: self.whole_numbers(f"label.names.{name}", numbers) for name, numbers in given.items()}
@@ -265,7 +265,7 @@ class _Reader:
         if len(found) < 2 or len(set(every)) < len(every):
             self.fail("classes.names", value["names"], "two classes or more, each value once")
         if ("file" in value) != ("column" in value) or ("by" in value and "file" not in value):
-            self.fail("classes", f"the keys {', '.join(value)}", "file and column (and by) together, or names only")
+            self.refuse("classes", f"the keys {', '.join(value)}", "file and column (and by) together, or names only")
         file = self.text("classes.file", value.get("file", ""))
         if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
             self.fail("classes.file", file, "a path below SOURCE")
@@ -308,16 +308,15 @@ class _Reader:
         for key, pattern in described.patterns:
             if set(pattern.fields) != expected:
                 braces = " and ".join(f"{{{field}}}" for field in pattern.fields) or "no field"
-                self.fail(key, braces, f"the fields of {first[0]} ({_braces(expected)}), perhaps by cases")
+                self.refuse(key, braces, f"the fields of {first[0]} ({_braces(expected)}), perhaps by cases")
         if "patient" not in expected:
-            self.fail(first[0], _braces(expected) or "no field", "{patient} in the path of every file")
+            self.refuse(first[0], _braces(expected) or "no field", "{patient} in the path of every file")
         classes = described.classes
         if classes is not None and bool(classes.file) == (CLASS in expected):
-            self.fail(
-                "classes", "a file and {class}" if classes.file else "neither", "classes.file, or {class} in paths"
-            )
+            both = "file and {class}" if classes.file else "neither of both"
+            self.refuse("classes", both, "either classes.file or {class} in paths")
         if classes is None and CLASS in expected:
-            self.fail("label", "{class} in the paths", "classes, for a dataset of pictures with a class each")
+            self.refuse("label", "{class} in the paths", "classes, for a dataset of pictures with a class each")
         for field in classes.by if classes is not None else ():
             self.one_of("classes.by", field, sorted(expected))
 
@@ -370,8 +369,10 @@ class _Reader:
         return str(value)
 
     def fail(self, key: str, found: Any, expected: str) -> NoReturn:
-        shown = "nothing" if found is None else found if isinstance(found, str) and " " in found else repr(found)
-        raise ConfigError(f"{self.file}: {key}: found {str(shown)[:200]}, expected {expected}")
+        self.refuse(key, "nothing" if found is None else repr(found)[:200], expected)
+
+    def refuse(self, key: str, found: str, expected: str) -> NoReturn:
+        raise ConfigError(f"{self.file}: {key}: found {found}, expected {expected}")
 
 
 class _Loader(yaml.SafeLoader):

@@ -135,7 +135,7 @@ class Kits19Recipe(Recipe):
         for name, value in list(LABELS.items())[1:]:
             columns[f"source_ml_{name}"] = f"{torch.count_nonzero(label == value).item() * voxel_ml:.6g}"
 
-        turn = Orientation(AXES, labels=(("R", "L"), ("A", "P"), ("I", "S")))
+        turn = Orientation(AXES, labels=(("L", "R"), ("P", "A"), ("I", "S")))
         pixels = self.options.pixels()
         if pixels:  # small first, then turned: a copy of a whole CT takes a gigabyte
             axis = _slice_axis(image)

@@ -110,7 +110,7 @@ class KneeRecipe(Recipe):
         folders = {file.parent for file in used}
         cases, unpaired = [], []
         for path in files:
-            if path in used:
+            if path in used or path != by_key[_key(path.with_suffix(""))][0]:
                 continue
             if not maps[path]:
                 lone = self._looks_like_a_map(path) or ("{bone}" not in self.options.maps and path.parent in folders)
@@ -139,7 +139,7 @@ class KneeRecipe(Recipe):
         stored = read_image(case.sources["image"][0])
         if stored.ndim != 4 or len(stored) != 1:
             raise DatasetError(f"an image of shape {tuple(stored.shape)}: expected one channel and slices")
-        upright = Orientation(AXES, labels=(("R", "L"), ("P", "A"), ("I", "S")))
+        upright = Orientation(AXES, labels=(("L", "R"), ("P", "A"), ("I", "S")))
         image = upright(stored)
         masks = {bone: upright(mask) for bone, mask in _read_maps(case, stored).items()}
         center, columns = self._center(image, masks)

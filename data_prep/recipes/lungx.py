@@ -91,6 +91,7 @@ class LungXRecipe(Recipe):
     name = "lungx"
     summary = "LUNGx: a CT crop around each nodule, benign or malignant."
     needs = "the nodule spreadsheets and the DICOM files"
+    makes = "classification"
     Options = LungXOptions
     public = True
     origin = Origin(
@@ -98,6 +99,7 @@ class LungXRecipe(Recipe):
         "CC BY 3.0",
         "Armato SG, Hadjiiski L, Tourassi GD, et al. SPIE-AAPM-NCI Lung Nodule Classification Challenge Dataset. "
         "The Cancer Imaging Archive, 2015.",
+        by_hand="download the images with TCIA's data retriever, and the two spreadsheets of nodules",
     )
 
     def select(self, source: Path) -> Selection:

@@ -87,6 +87,7 @@ class ProstateXRecipe(Recipe):
     name = "prostatex"
     summary = "PROSTATEx: T2, DWI and ADC patches around each finding, clinically significant or not."
     needs = f"{FINDINGS}, {IMAGES} and the DICOM files"
+    makes = "classification"
     Options = ProstateXOptions
     public = True
     origin = Origin(
@@ -94,6 +95,7 @@ class ProstateXRecipe(Recipe):
         "CC BY 3.0",
         "Litjens G, Debats O, Barentsz J, Karssemeijer N, Huisman H. SPIE-AAPM PROSTATEx Challenge Data. "
         "The Cancer Imaging Archive, 2017.",
+        by_hand="download the images with TCIA's data retriever, and the lesion information (two CSV files)",
     )
 
     def __init__(self, options: Any = None) -> None:

@@ -3,6 +3,7 @@ from .balance import lesion_variants as lesion_variants
 from .balance import oversample as oversample
 from .blocks import BlockDataset as BlockDataset
 from .blocks import block_starts as block_starts
+from .cache import ContentCacheDataset as ContentCacheDataset
 from .check import check_dataset as check_dataset
 from .folder import DatasetFolder as DatasetFolder
 from .folder import datalist as datalist
@@ -26,6 +27,7 @@ from .studies import study_datalist as study_datalist
 
 __all__ = [
     "BlockDataset",
+    "ContentCacheDataset",
     "DatasetFolder",
     "Problem",
     "SeededDataset",

@@ -68,15 +68,14 @@ def find_shift(
         >>> find_shift(blobs, 1 - np.roll(blobs, 3, axis=1), (4, 4, 4)).mm
         (0.0, 12.0, 0.0)
     """
-    spacing = np.asarray(spacing, dtype=np.float64)
-    extent = spacing * one.shape
+    extent = np.asarray(spacing, dtype=np.float64) * one.shape
     step = max(_SPACING, float(np.prod(extent) / _MOST_VOXELS) ** (1 / 3))
     shape = np.clip(np.rint(extent / step), 1, one.shape).astype(int)
     if sorted(shape)[1] < 24 or min(shape) < 5:
         return None
-    spacing = extent / shape
+    steps = extent / shape
     first, second = (_binned(shrink(volume, shape)) for volume in (one, other))
-    reach = np.minimum(_REACH / spacing, shape / 5).astype(int)
+    reach = np.minimum(_REACH / steps, shape / 5).astype(int)
     best = np.zeros(3, dtype=int)
     before = after = _shared(first, second, best, reach)
     stride = np.maximum(reach // 2, 1)
@@ -95,9 +94,9 @@ def find_shift(
             if (stride == 1).all():
                 break
             stride = np.maximum(stride // 2, 1)
-    shift = Shift(tuple(float(x) for x in best * spacing), before, after)
+    shift = Shift(tuple(float(x) for x in best * steps), before, after)
     clear = after >= (1 + LEAST_GAIN) * before and after >= LEAST_SHARED
-    far = shift.length >= max(LEAST_SHIFT, 1.5 * float(np.max(spacing * (best != 0))))
+    far = shift.length >= max(LEAST_SHIFT, 1.5 * float(np.max(steps * (best != 0))))
     return shift if clear and far else None
 
 

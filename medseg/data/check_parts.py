@@ -149,16 +149,16 @@ def check_balance(
         volumes = pd.to_numeric(cases[column], errors="coerce")
         positive = cases[volumes > 0].assign(size=np.log(volumes[volumes > 0])).groupby("patient")["size"].mean()
         for part, inside in rows.items():
-            mine = positive[positive.index.isin(inside["patient"])]
-            others = positive[~positive.index.isin(inside["patient"])]
-            if not len(mine) and len(others):
+            inner = positive[positive.index.isin(inside["patient"])]
+            outer = positive[~positive.index.isin(inside["patient"])]
+            if not len(inner) and len(outer):
                 yield Problem("splits.json", f"{part} has no case with label {label}", advice, "balance", WARNING)
-            if len(mine) < 2 or len(others) < 2:
+            if len(inner) < 2 or len(outer) < 2:
                 continue
-            spread = np.sqrt((mine.var() + others.var()) / 2)
-            if abs(mine.mean() - others.mean()) > DIFFERENCE * spread:
-                medians = f"{np.exp(mine.median()):.3g} ml, {np.exp(others.median()):.3g} ml elsewhere"
-                outcomes.append((float(mannwhitneyu(mine, others).pvalue), f"{part}: the median {label} has {medians}"))
+            spread = np.sqrt((inner.var() + outer.var()) / 2)
+            if abs(inner.mean() - outer.mean()) > DIFFERENCE * spread:
+                medians = f"{np.exp(inner.median()):.3g} ml, {np.exp(outer.median()):.3g} ml elsewhere"
+                outcomes.append((float(mannwhitneyu(inner, outer).pvalue), f"{part}: the median {label} has {medians}"))
             else:
                 outcomes.append((1.0, ""))
     for p_value, what in outcomes:

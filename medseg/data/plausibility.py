@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,9 +72,10 @@ def implausible_hu(voxels: NDArray[np.float32]) -> Iterator[str]:
     if low >= 0 and max(low, high - low) > 500:
         yield f"no value is below 0, the most frequent one is {_mode(values):.0f}: which offset was added?"
         return
-    dense = values[values > -400]
-    if len(dense) < 0.03 * len(values) and not _mode(dense) > -300:
-        yield f"hardly a value where fat, water and soft tissue lie, the most frequent one is {_mode(values):.0f} HU"
+    dense = values[values > -400]  # of lung alone there is as little of it, but lung is denser than air
+    usual = _mode(values[values > -1500])
+    if len(dense) < 0.03 * len(values) and not _mode(dense) > -300 and usual < AIR[1]:
+        yield f"hardly a value where fat, water and soft tissue lie, the most frequent one is {usual:.0f}"
         return
     # At the rim of a slice lies the air around the patient; in crops lies tissue, which has no such narrow peak.
     rim = np.concatenate([voxels[[0, -1]].ravel(), voxels[:, [0, -1]].ravel()])
@@ -82,11 +84,11 @@ def implausible_hu(voxels: NDArray[np.float32]) -> Iterator[str]:
         peak = _mode(rim)
         if np.mean(np.abs(rim - peak) <= 25) > 0.8 and not AIR[0] <= peak <= AIR[1]:
             yield f"the air around the patient lies at {peak:.0f}, -1000 HU expected"
-    at_high, at_low = float(np.mean(values == high)), float(np.mean(values == low))
-    if at_high > 0.005 and high < 1500:
-        yield f"{at_high:.1%} of the values are exactly {high:g}, the highest: were they clipped?"
-    elif at_low > 0.05 and low > AIR[1]:
-        yield f"{at_low:.1%} of the values are exactly {low:g}, the lowest: were they clipped?"
+    for end, name, most in ((high, "highest", 0.005), (low, "lowest", 0.05)):
+        at_end, near_end = np.mean(values == end), np.mean((values != end) & (np.abs(values - end) < 20))
+        if at_end > max(most, 2 * near_end) and AIR[1] < end < 1500:
+            yield f"{at_end:.1%} of the values are exactly {end:g}, the {name}: were they clipped?"
+            return
 
 
 def implausible_suv(voxels: NDArray[np.float32]) -> Iterator[str]:
@@ -117,7 +119,7 @@ def implausible_suv(voxels: NDArray[np.float32]) -> Iterator[str]:
 
 
 def labels_in_air(
-    ct: NDArray[np.float32], label: NDArray[np.uint8], names: Mapping[int, str], affine: NDArray[np.float64]
+    ct: NDArray[np.float32], label: NDArray[Any], names: Mapping[int, str], affine: NDArray[np.float64]
 ) -> Iterator[tuple[str, float]]:
     """Give labels that lie in the air around the body, and with which share of their voxels.
 

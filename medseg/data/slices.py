@@ -221,6 +221,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
             self._case_id = file[group]["case_id"][:]
             self._slice_id = file[group]["slice_id"][:]
             self._voxels = file[group]["voxels"][:]
+            self._size = file[group]["masks"].shape[1:3]
+        self._foreground = [name for name, value in sorted(self.labels.items(), key=lambda item: item[1]) if value]
         self.cases = pd.DataFrame(cases, columns=["case", "patient", "spacing", "shape", "axcodes"])
         if len(self) and (self._case_id.max() >= len(cases) or not set(self.cases["patient"]) <= set(patients)):
             raise DatasetError(f"{self.path}: slices of cases that are not listed; run `data_prep slices` again")
@@ -257,6 +259,14 @@ class SliceDataset(Dataset[dict[str, Any]]):
         """Of every slice, the row of its case in ``cases`` and its position in the case's 3D image: [n, 2]."""
         return np.stack([self._case_id, self._slice_id], axis=1).astype(np.int64)
 
+    @property
+    def class_counts(self) -> dict[str, int]:
+        """Voxels of every label in the slices of this part, background included; no mask is read."""
+        foreground = [int(n) for n in self._voxels.sum(axis=0)]
+        counts = dict(zip(self._foreground, foreground, strict=True))
+        background = int(np.prod(self._size)) * len(self) - sum(foreground)
+        return {name: counts.get(name, background) for name in sorted(self.labels, key=self.labels.__getitem__)}
+
     def has_label(self, name: str) -> NDArray[np.bool_]:
         """Say for every slice whether a voxel of it has this label; no mask is read.
 
@@ -266,10 +276,9 @@ class SliceDataset(Dataset[dict[str, Any]]):
         Raises:
             ConfigError: there is no such label.
         """
-        names = [label for label, value in sorted(self.labels.items(), key=lambda item: item[1]) if value]
-        if name not in names:
-            raise ConfigError(f"label: {name!r} given, one of {', '.join(names)} expected")
-        return self._voxels[:, names.index(name)] > 0
+        if name not in self._foreground:
+            raise ConfigError(f"label: {name!r} given, one of {', '.join(self._foreground)} expected")
+        return self._voxels[:, self._foreground.index(name)] > 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None, "_pid": -1}

@@ -141,12 +141,12 @@ def check_statistics(statistics: Mapping[str, Any], dataset_dir: str | os.PathLi
     Raises:
         LeakageError: they are of another fold, or of another dataset or split.
     """
-    if statistics["fold"] != fold:
+    if statistics.get("fold") != fold:
         raise LeakageError(
-            f"statistics: of fold {statistics['fold']}, fold {fold} expected, some of whose validation cases they were "
-            "measured on; use those of the fold"
+            f"statistics: of fold {statistics.get('fold')}, fold {fold} expected; cases that it validates on may be in "
+            "them: use those of the fold"
         )
-    if statistics["dataset_sha256"] != DatasetFolder(dataset_dir).dataset_hash():
+    if statistics.get("dataset_sha256") != DatasetFolder(dataset_dir).dataset_hash():
         raise LeakageError(
             f"statistics: of another dataset or split than {dataset_dir} has, so its validation and test cases may be "
             "in them; measure them again with medseg.data.training_statistics"
@@ -239,8 +239,9 @@ def _bins(values: NDArray[np.float32]) -> NDArray[np.int64]:
     The magnitude of a float32 number grows with its bits read as an integer, so no range need be known beforehand.
     """
     bits = (values + np.float32(0)).view(np.uint32)  # the sum makes one zero of -0 and 0
-    magnitude = ((bits & 0x7FFFFFFF) >> _SHIFT).astype(np.int64)
-    return np.bincount(np.where(bits >> 31, _HALF - 1 - magnitude, _HALF + magnitude), minlength=2 * _HALF)
+    counts = np.bincount(bits >> _SHIFT, minlength=2 * _HALF)
+    # Those with the sign bit come last, the largest magnitude at the end: turned round they are the first.
+    return np.concatenate([counts[: _HALF - 1 : -1], counts[:_HALF]])
 
 
 def _percentile(bins: NDArray[np.int64], q: float) -> float:

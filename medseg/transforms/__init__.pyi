@@ -28,6 +28,9 @@ from .patches import CropFraction as CropFraction
 from .patches import CropFractiond as CropFractiond
 from .patches import LesionPatch as LesionPatch
 from .patches import LesionPatchd as LesionPatchd
+from .registration import Register as Register
+from .registration import Registerd as Registerd
+from .registration import Registration as Registration
 from .slices import PadAndStrideSlices as PadAndStrideSlices
 from .slices import PadAndStrideSlicesd as PadAndStrideSlicesd
 from .slices import ResizeSlices as ResizeSlices
@@ -55,6 +58,9 @@ __all__ = [
     "PadAndStrideSlicesd",
     "PopulationZScore",
     "PopulationZScored",
+    "Register",
+    "Registerd",
+    "Registration",
     "RescaleTo8Bit",
     "RescaleTo8Bitd",
     "ResizeSlices",

@@ -6,8 +6,8 @@ and z-scores alike, where 0 would be water, black or the mean.
 
 ``axes`` are the spatial axes of a slice: the horizontal one, along the rows of the picture (in axial and coronal slices
 it runs from one side of the patient to the other), then the vertical one. In a picture, a DICOM series and the slices
-of one they are (0, 1), for X is the column. KiTS19 stores its volumes as slice, row, column, which is (2, 1), and
-(1, 0) in 2D slices of them. All slices of a 3D block share one draw, and none is mixed with its neighbors.
+of one they are (0, 1), for X is the column. KiTS19's own files are slice, row, column, which is (2, 1); the recipe
+``kits19`` turns them. All slices of a 3D block share one draw, and none is mixed with its neighbors.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -117,7 +117,7 @@ def prostate_augmentation(
         keys: the patches, larger than ``size`` by half or more.
         label_keys: masks, where there are any.
         size: of the crop, in pixels.
-        spatial_dims: 2, or 3 for patches of one slice [C, X, Y, 1].
+        spatial_dims: 2, or 3 for patches of one slice [C, X, Y, 1], which takes ten times as long (``SqueezeDimd``).
         axes: spatial axes of a slice, the horizontal one first.
 
     Source:

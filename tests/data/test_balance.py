@@ -8,9 +8,11 @@ from monai.transforms import RandGaussianNoised
 from torch.utils.data import Dataset
 
 from medseg.data import (
+    BlockDataset,
     SeededDataset,
     SeededLoader,
     SliceDataset,
+    balanced_class_weights,
     balancing_factors,
     lesion_variants,
     oversample,
@@ -42,6 +44,17 @@ def test_a_slice_store_knows_which_slice_holds_what(store):
         slices.has_label("cyst")
     with pytest.raises(ConfigError, match="background"):
         slices.has_label("background")
+
+
+def test_a_slice_store_counts_its_classes_without_reading_masks(store):
+    for group in ("train", "val", "test"):
+        slices = SliceDataset(store, group)
+        masks = torch.stack([item["label"] for item in slices])
+        counted = [int((masks.sum(1) == 0).sum()), int(masks[:, 0].sum()), int(masks[:, 1].sum())]
+        assert slices.class_counts == dict(zip(["background", "tumor", "node"], counted, strict=True))
+    # the class weights of the slices that are trained on, as in the KiTS work
+    kept = SliceDataset(store, "train").class_counts
+    assert balanced_class_weights(list(kept.values()))[0] == pytest.approx(sum(kept.values()) / 3 / kept["background"])
 
 
 def test_slices_with_a_label_come_as_often_as_is_said_and_the_others_once(store):
@@ -77,6 +90,17 @@ def test_what_cannot_be_oversampled_is_refused(store):
         oversample(SliceDataset(store, "train"), "node", times=0)
     with pytest.raises(ConfigError, match="no sample of 2 holds 7"):
         oversample(items(2, 0), 7, times=2)
+
+
+def test_blocks_with_a_label_come_as_often_as_is_said(store):
+    blocks = BlockDataset(store, "train", size=2, overlap=1)
+    held = blocks.has_label("node")
+    assert 0 < held.sum() < len(blocks)
+    more = SeededDataset(oversample(blocks, "node", times=4))
+    assert len(more) == len(blocks) + 3 * held.sum()
+    assert sum(bool(more[i]["label"][1].any()) for i in range(len(more))) == 4 * held.sum()
+    with pytest.raises(ConfigError, match="'val' given"):
+        oversample(BlockDataset(store, "val", size=2, overlap=1), "node", times=4)
 
 
 class Blocks(Dataset):

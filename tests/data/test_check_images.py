@@ -83,22 +83,20 @@ def test_what_is_not_in_suv_is_said_with_its_numbers():
         assert words in what
 
 
-@pytest.mark.parametrize("orientation", [np.diag([1.0, 1, 3, 1]), np.diag([1.0, 1, 3, 1])[[2, 1, 0, 3]]])
-def test_a_label_in_the_air_around_the_body(thorax, orientation):
-    affine = orientation[:, :]
-    ct = thorax
-    if orientation[0, 0] == 0:  # sagittal slices: the first axis goes up
-        ct, affine = np.moveaxis(thorax, 2, 0), np.diag([1.0, 1, 3, 1])[:, [2, 0, 1, 3]]
-    lungs = (ct < -700) & (np.indices(ct.shape)[list(ct.shape).index(64)] > 0)
-    inside = lungs & (gaussian_filter((ct > -300).astype(float), 0.1) < 2)
-    body = ct > -300
-    label = np.where(body, 1, 0).astype(np.uint8)
-    assert list(labels_in_air(ct, label, {1: "body"}, affine)) == []
-    lung = np.where(inside & (ct > -920), 2, 0).astype(np.uint8)
-    assert list(labels_in_air(ct, lung, {2: "lung"}, affine)) == []
-    away = np.zeros_like(label)
-    corner = tuple(slice(0, 6) if n == 64 else slice(None) for n in ct.shape)
-    away[corner] = 1
+@pytest.mark.parametrize("up", [2, 0])
+def test_a_label_in_the_air_around_the_body(thorax, up):
+    ct = np.where((thorax < -700) & (thorax > -920), thorax - 150, thorax)  # lungs as light as air
+    lungs = np.where(ct - thorax < 0, 1, 0).astype(np.uint8)
+    body = np.where(ct > -300, 1, 0).astype(np.uint8)
+    away = np.zeros_like(body)
+    away[:6, :6] = 1
+    affine = np.diag([1.0, 1, 3, 1])
+    if up == 0:
+        ct, lungs, body, away = (np.moveaxis(array, 2, 0) for array in (ct, lungs, body, away))
+        affine = affine[:, [2, 0, 1, 3]]
+    assert lungs.any()
+    assert list(labels_in_air(ct, lungs, {1: "lung"}, affine)) == []
+    assert list(labels_in_air(ct, body, {1: "body"}, affine)) == []
     ((name, share),) = labels_in_air(ct, away, {1: "tumor"}, affine)
     assert (name, share) == ("tumor", 1.0)
 
@@ -156,17 +154,10 @@ def test_what_cannot_be_judged_is_believed(organs):
         "mhd/elastix/Testing/Data/3DCT_lung_baseline_small.mha",
         "ct_organs/example_ct.nii.gz",
         "ct_organs/example_ct_sm.nii.gz",
-        "dicom/ct_rtstruct_lung",
     ],
 )
 def test_real_ct_is_believed_until_it_is_changed(data: Path, name: str):
-    path = data / name
-    if path.is_dir():
-        series = next(found for found in find_series(path) if found.modality == "CT")
-        image = read_series(series)
-    else:
-        image = read_image(path)
-    ct = image.numpy()[0].astype(np.float32)
+    ct = read_image(data / name).numpy()[0].astype(np.float32)
     assert list(implausible_hu(ct)) == []
     for wrong in (ct + 1024, ct + 1000, ct + 8192, (ct + 1024) / 4096, np.clip(ct, -160, 240)):
         assert len(list(implausible_hu(wrong))) == 1
@@ -174,7 +165,7 @@ def test_real_ct_is_believed_until_it_is_changed(data: Path, name: str):
 
 @pytest.mark.realdata
 def test_real_organs_are_not_in_the_air_until_they_are_moved(data: Path):
-    image, label = (read_image(data / "ct_organs" / name) for name in ("example_ct.nii.gz", "example_seg.nii.gz"))
+    image, label = (read_image(data / "ct_organs" / name) for name in ("example_ct_sm.nii.gz", "example_seg.nii.gz"))
     ct, mask = image.numpy()[0].astype(np.float32), label.numpy()[0].astype(np.uint8)
     names = {int(value): str(value) for value in np.unique(mask) if value}
     assert len(names) > 20
@@ -203,7 +194,7 @@ def test_real_brain_sequences_lie_on_each_other_until_one_is_moved(data: Path, c
     for axis in range(3):
         mm = np.eye(3)[axis] * 15
         found = find_shift(flair, resampled(moving, fixed, mm), fixed.GetSpacing())
-        np.testing.assert_allclose(found.mm, -mm * np.sign(1), atol=5)
+        np.testing.assert_allclose(found.mm, -mm, atol=5)
 
 
 @pytest.mark.realdata

@@ -22,7 +22,7 @@ from medseg.data import (
 from medseg.data.folder import write_case, write_index
 from medseg.data.statistics import PERCENTILES, _bins, _percentile
 from medseg.errors import ConfigError, DatasetError, LeakageError
-from medseg.io import Reader, write_nifti
+from medseg.io import Reader, read_image, write_nifti
 from medseg.transforms import HounsfieldWindowd
 
 PERCENTS = ["0.5", "1", "5", "25", "50", "75", "95", "99", "99.5"]
@@ -99,6 +99,8 @@ def test_they_name_their_fold_and_dataset_and_serve_no_other(folder, tmp_path, w
     folder.write_split(make_splits(folder.cases, seed=1, folds=3, test_fraction=0.2))
     with pytest.raises(LeakageError, match="another dataset or split"):
         check_statistics(statistics, folder.root, 1)
+    with pytest.raises(LeakageError, match="of fold None"):
+        check_statistics({"mean": [0.0], "std": [1.0]}, folder.root, 1)
 
 
 def test_only_voxels_above_a_value_if_asked(folder):
@@ -199,3 +201,24 @@ def test_class_weights_by_hand():
     for bad in ([0, 0], [3, -1], []):
         with pytest.raises(ConfigError, match="counts"):
             balanced_class_weights(bad)
+
+
+@pytest.mark.realdata
+def test_of_real_images_on_scales_that_differ_a_thousandfold(data, tmp_path):
+    labels, rows = {"background": 0, "anterior": 1, "posterior": 2}, []
+    for path in sorted((data / "hippocampus" / "images").glob("*.nii.gz"))[:20]:
+        image, label = read_image(path), read_image(data / "hippocampus" / "labels" / path.name)
+        case = path.name.removesuffix(".nii.gz")
+        rows.append({"patient": case, "stratum": "", **write_case(tmp_path, case, image, label, labels)})
+    write_index(tmp_path, name="hippocampus", channel_names=["MR"], labels=labels, rows=rows, manifest={})
+    folder = split(DatasetFolder(tmp_path))
+    statistics = training_statistics(folder.root, 2)
+    entries = folder.datalist("train", 2)
+    voxels = np.concatenate([np.asarray(nib.load(entry["image"][0]).dataobj).ravel() for entry in entries])
+    truth = np.concatenate([np.asarray(nib.load(entry["label"]).dataobj).ravel() for entry in entries])
+    assert voxels.max() > 1e5
+    assert statistics["mean"] == [pytest.approx(voxels.mean(dtype=np.float64), rel=1e-12)]
+    assert statistics["std"] == [pytest.approx(voxels.std(dtype=np.float64), rel=1e-12)]
+    for name, (found,) in statistics["percentiles"].items():
+        assert found == pytest.approx(np.percentile(voxels, float(name), method="inverted_cdf"), rel=2**-11)
+    assert list(statistics["class_counts"].values()) == np.bincount(truth.astype(int), minlength=3).tolist()

@@ -58,7 +58,7 @@ class LightRecipe(Recipe):
         """Obey, or make noise."""
         content = b"".join(file.read_bytes() for file in case.files)
         order, _, rest = content.partition(b"\n")
-        _obey(order.decode(errors="ignore"), Path(rest.decode(errors="ignore").strip() or "."))
+        _obey(order.decode(errors="ignore"), Path(rest.decode(errors="ignore").strip()))
         rng = np.random.default_rng(list(content))
         image = rng.normal(self.options.offset, 1, (1, *SHAPE)).astype(np.float32).view(Image)
         return Sample(image, np.ones((1, *SHAPE), np.uint8).view(Image))  # type: ignore[arg-type]
@@ -67,7 +67,7 @@ class LightRecipe(Recipe):
 def _obey(order: str, flag: Path) -> None:
     """Die by a signal (once, where the second line names a flag to leave), take memory, or wait."""
     if order.startswith("kill ") and not flag.is_file():
-        if flag != Path("."):
+        if flag != Path():
             flag.touch()
         os.kill(os.getpid(), signal.Signals[order.split()[1]])
     elif order == "memory":

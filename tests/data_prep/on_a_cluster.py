@@ -8,25 +8,26 @@ import time
 from pathlib import Path
 from typing import Any
 
+from light_recipe import LightRecipe
+
 from data_prep import cluster
 from data_prep.build import build_dataset
 from data_prep.recipes.base import Case, Plan, Sample
-from data_prep.recipes.folder import FolderRecipe
 from medseg.errors import MedsegError
 
 
-class Folder(FolderRecipe):
-    """The recipe ``folder``; on the node to be killed it stays in a case for ever, once others are done."""
+class Light(LightRecipe):
+    """The recipe ``light``; on the node to be killed it stays in a case for ever, once so many are done."""
 
     def make(self, case: Case, plan: Plan) -> Sample:
         """Make a case, or say that one is under way on the victim."""
         import ray
 
         control = Path(os.environ["CONTROL"])
-        victim, go = control / "victim", control / "go"
-        if victim.exists() and victim.read_text() == ray.get_runtime_context().get_node_id():
-            while not go.exists():
+        if (control / "victim").read_text() == ray.get_runtime_context().get_node_id():
+            while not (control / "go").exists() and not (control / "alone").exists():
                 time.sleep(0.05)
+        if (control / "go").exists() and (control / "victim").read_text() == ray.get_runtime_context().get_node_id():
             (control / "caught").write_text(case.name)
             time.sleep(600)
         print("planted", case.name, flush=True)
@@ -36,7 +37,7 @@ class Folder(FolderRecipe):
 def build(source: Path, out: Path, address: str, key: Path) -> dict[str, Any]:
     """One build, and what came of it."""
     try:
-        result = build_dataset(Folder(), source, out, ray=address, key=key, report=False)
+        result = build_dataset(Light(), source, out, ray=address, key=key, report=False)
     except MedsegError as error:
         return {"error": str(error)}
     return {"built": len(result.built), "failed": [str(p.what) for p in result.failed], "notes": result.notes}
@@ -70,15 +71,13 @@ def main() -> None:
     cluster._PATIENCE_S = 3
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     one, other = (nodes.add_node(num_cpus=1) for _ in range(2))
-    t = time.time()
     said = {"session": nodes.head_node.get_session_dir_path()}
     watcher = kill_at_work(nodes, one, folder / "one_lost", 3)
     said["one_lost"] = build(source, folder / "one_lost", nodes.address, key)
     watcher.join(30)
-    print(time.time() - t, file=sys.stderr)
-    watcher = kill_at_work(nodes, other, folder / "none_left", 0)
+    (Path(os.environ["CONTROL"]) / "alone").touch()
+    watcher = kill_at_work(nodes, other, folder / "none_left", 2)
     said["none_left"] = build(source, folder / "none_left", nodes.address, key)
     watcher.join(30)
-    print(time.time() - t, file=sys.stderr)
     nodes.shutdown()
     print(json.dumps(said))

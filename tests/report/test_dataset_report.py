@@ -6,6 +6,8 @@ import io
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from html.parser import HTMLParser
 from pathlib import Path
 
 import nibabel as nib
@@ -76,17 +78,48 @@ def order(html: str) -> list[str]:
 VOLUMES = {"case_a": 10.0, "case_b": 11.0, "case_c": 0.0, "case_d": 9.0, "case_e": 10.5, "case_f": 400.0, "case_g": 9.5}
 
 
+@dataclass(frozen=True)
+class Found:
+    """What medseg.data.Problem is; this floor does not know it."""
+
+    case: str
+    what: str
+    advice: str = "look"
+    topic: str = "HU"
+    severity: str = "warning"
+
+
+FOUND = [
+    Found("case_f", "no air <b>", topic="HU", severity="error"),
+    Found("splits.json", "val has no case with label gtv", topic="balance"),
+    Found("case_e", "one thing"),
+    Found("case_g", "one thing"),
+    Found("case_g", "another", topic="alignment"),
+]
+
+
 def test_worst_first_and_flagged(make_dataset: Callable[..., Path]) -> None:
     root = make_dataset(VOLUMES)
-    out = dataset_report(root)
+    out = dataset_report(root, FOUND)
     assert out == root / "report.html"
     html = out.read_text()
-    assert order(html) == ["case_c", "case_f", "case_d", "case_g", "case_a", "case_e", "case_b"]
-    assert html.count('class="flag"') == 2
-    assert "empty: gtv" in html
-    assert "large: gtv" in html
+    assert order(html) == ["case_f", "case_g", "case_e", "case_c", "case_d", "case_a", "case_b"]
+    row = html[html.index("<tr><th>case_f") : html.index("<tr><th>case_g")]
+    assert '<td data-value="-1000"><p class="found"><span class="flag error">HU</span>no air &lt;b&gt;</p></td>' in row
+    general = html[html.index("Of the dataset as a whole") : html.index("Not built</h2>")]
+    assert "val has no case with label gtv" in general
+    assert "one thing" not in general
+    assert "<tr><th>Flagged cases</th><td>3</td></tr>" in html
     assert html.count("data:image/jpeg;base64,") == 7
-    assert 'loading="lazy"' in html
+    assert html.count('loading="lazy"') >= 7
+
+
+def test_what_was_not_checked_is_not_said_to_be_right(make_dataset: Callable[..., Path]) -> None:
+    root = make_dataset(VOLUMES)
+    assert "The dataset was not checked" in dataset_report(root).read_text()
+    html = dataset_report(root, []).read_text()
+    assert "not checked" not in html
+    assert "Nothing wrong was found." in html
 
 
 def test_failures_of_the_build_are_told(make_dataset: Callable[..., Path]) -> None:
@@ -109,6 +142,8 @@ def test_the_same_dataset_gives_the_same_bytes(make_dataset: Callable[..., Path]
     root = make_dataset(VOLUMES, name="elsewhere")
     assert dataset_report(root).read_bytes() == first
     assert dataset_report(root).read_bytes() == first  # the first report changes nothing
+    assert dataset_report(root, workers=3).read_bytes() == first
+    assert dataset_report(root, FOUND).read_bytes() == dataset_report(root, FOUND, workers=1).read_bytes()
     assert not [path for path in root.iterdir() if path.name.startswith(".")]
 
 
@@ -165,6 +200,104 @@ def test_damaged_json_is_named(make_dataset: Callable[..., Path]) -> None:
     (root / "manifest.json").write_text("{")
     with pytest.raises(ReadError, match=r"manifest\.json: not valid JSON"):
         dataset_report(root)
+
+
+class Cells(HTMLParser):
+    """Cells of every row of the last table, and tags that are not closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.rows: list[int] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in {"meta", "img", "input", "link", "br"}:
+            self.open.append(tag)
+        if tag == "table":
+            self.rows = []
+        elif tag == "tr":
+            self.rows.append(0)
+        elif tag in {"td", "th"}:
+            self.rows[-1] += 1
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_every_row_has_as_many_cells_as_the_heading(make_dataset: Callable[..., Path]) -> None:
+    root = make_dataset(VOLUMES)
+    fold = {"train": list(VOLUMES)[:4], "val": list(VOLUMES)[4:5]}
+    (root / "splits.json").write_text(json.dumps({"folds": [fold], "test": list(VOLUMES)[5:]}))
+    page = Cells()
+    page.feed(dataset_report(root, FOUND).read_text())
+    assert page.open == []
+    assert page.rows == [9] * 8  # case, pictures, findings, patient, stratum, part, shape, spacing, gtv
+
+
+@pytest.fixture
+def lesions(make_dataset: Callable[..., Path]) -> Path:
+    """A classification: no labels, a class per case, positions, and further files."""
+    root = make_dataset(VOLUMES)
+    for path in (root / "labelsTr").iterdir():
+        path.unlink()
+    info = json.loads((root / "dataset.json").read_text())
+    del info["labels"]
+    (root / "dataset.json").write_text(json.dumps(info | {"classes": {"benign": 0, "malignant": 1}}))
+    cases = pd.read_csv(root / "cases.csv").drop(columns=["volume_ml_gtv", "label_sha256"])
+    cases["class"], cases["lesion"], cases["position"] = ["benign"] * 4 + ["malignant"] * 3, "1", "4 5 6"
+    cases.to_csv(root / "cases.csv", index=False)
+    (root / "attachments").mkdir()
+    Image.new("RGB", (1200, 400), (0, 200, 0)).save(root / "attachments" / "case_a_position.png")
+    (root / "attachments" / "case_b_T1_to_FLAIR.tfm").write_text("transform")
+    (root / "attachments" / "case_d_position.png").write_bytes(b"no picture")
+    return root
+
+
+def pictures_of(html: str, case: str) -> list[Image.Image]:
+    row = html[html.index(f"<tr><th>{case}<") :]
+    found = re.findall(r"data:image/jpeg;base64,([A-Za-z0-9+/=]+)", row[: row.index("</tr>")])
+    return [Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB") for content in found]
+
+
+def test_a_classification_with_its_positions_and_attachments(lesions: Path) -> None:
+    html = dataset_report(lesions, []).read_text()
+    assert "no label file" not in html
+    assert "<th>Classes</th><td>benign: 4 cases, malignant: 3 cases</td>" in html
+    assert html.count("<td>malignant</td>") == 3
+    own, attached = pictures_of(html, "case_a")
+    assert attached.size == (450, 150)
+    assert attached.getpixel((225, 75))[1] > 150
+    red = np.asarray(own).astype(int)
+    assert np.count_nonzero((red[..., 0] > 200) & (red[..., 1] < 80)) > 2 * 10  # a dot in both channels
+    assert "<small>case_b_T1_to_FLAIR.tfm</small>" in html
+    assert "case_d_position.png cannot be read" in html
+
+
+def test_the_dot_is_where_the_position_is(tmp_path: Path) -> None:
+    affine = np.array([[-2.0, 0, 0, 30], [0, -2, 0, 20], [0, 0, 5, -10], [0, 0, 0, 1]])  # stored as DICOM is
+    path = save(np.zeros((30, 20, 5), np.float32), affine, tmp_path / "i.nii.gz")
+    position = affine @ [12, 4, 3, 1]
+    text = " ".join(map(str, position[:3]))
+    picture = np.asarray(alignment_picture([path], None, ["MR"], height=200, position=text))
+    rows, columns = np.nonzero(np.all(picture == (255, 0, 0), axis=-1))
+    assert picture.shape == (200, 300, 3)
+    assert abs(columns.mean() - 125) < 1  # the middle of pixel 12, of 10 pixels each
+    assert abs(rows.mean() - 45) < 1
+    turned = nib.orientations.apply_orientation(np.zeros((30, 20, 5), np.float32), [[1, -1], [2, 1], [0, 1]])
+    other = affine @ inv_ornt_aff(np.array([[1, -1], [2, 1], [0, 1]]), (30, 20, 5))
+    again = save(turned, other, tmp_path / "j.nii.gz")
+    same = np.asarray(alignment_picture([again], None, ["MR"], height=200, position=text))
+    np.testing.assert_array_equal(same, picture)
+
+
+def test_the_slice_through_the_position_is_shown(tmp_path: Path) -> None:
+    image = np.zeros((8, 8, 5), np.float32)
+    image[:4, :, 1] = 1
+    path = save(image, np.diag([-1.0, -1.0, 4.0, 1.0]), tmp_path / "i.nii.gz")
+    picture = np.asarray(alignment_picture([path], None, ["MR"], height=80, position="-6 -6 4"))
+    assert picture[40, 10].tolist() == [255] * 3
+    outside = np.asarray(alignment_picture([path], None, ["MR"], height=80, position="-6 -6 400"))
+    assert not np.all(outside == (255, 0, 0), axis=-1).any()
 
 
 def test_the_picture_is_the_slice_with_the_largest_label(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import CenterSpatialCropd, Compose
 from PIL import Image
@@ -183,6 +184,24 @@ def test_the_draws_fill_the_ranges_of_the_thesis_and_no_more():
     assert 4.8 < np.abs(angles).max() <= 5 + 1e-6
     assert 0.95 - 1e-6 <= np.min(zooms) < 0.96
     assert 1.04 < np.max(zooms) <= 1.05 + 1e-6
+
+
+def test_a_preset_stands_in_a_bundle():
+    config = ConfigParser(
+        {
+            "imports": ["$import medseg"],
+            "normalize": [{"_target_": "ScaleIntensityRanged", "keys": "image", "a_min": 0, "a_max": 5}],
+            "preprocessing": {
+                "_target_": "Compose",
+                "transforms": "$@normalize + medseg.transforms.kits_augmentation(['image'], ['label'])",
+            },
+        }
+    )
+    transform = config.get_parsed_content("preprocessing").set_random_state(1)
+    expected = run(kits_augmentation, 1, 2, blobs(2) / 5, blobs(2))
+    found = transform({"image": blobs(2), "label": blobs(2)})
+    torch.testing.assert_close(found["image"], expected["image"])
+    assert torch.equal(found["label"], expected["label"])
 
 
 def test_dimensions_and_axes_that_do_not_fit_are_refused():

@@ -1,0 +1,562 @@
+"""Registration of one channel to another: rigid, affine or B-spline, by multi-resolution mutual information."""
+
+import json
+import math
+import tempfile
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Transform
+from monai.utils import TransformBackends
+
+from medseg.errors import ConfigError, GeometryError, ReadError
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+KINDS = ("rigid", "affine", "bspline")
+MODES = ("bilinear", "nearest")
+
+# A result is refused below the first three, and for less mutual information than before by more than the last.
+MINIMUM_OVERLAP = 0.25  # of the smaller of the two volumes
+MINIMUM_JACOBIAN = 0.1  # of the local volume; 0 is a fold
+MINIMUM_INFORMATION = 0.02  # nats beyond what chance gives
+INFORMATION_NOISE = 0.005  # share by which the figure moves when an aligned pair is registered again
+
+_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_LINEAR_LEVELS = (8.0, 4.0, 2.0, 0.0)  # mm of a voxel; 0: as stored
+_REFINING_LEVELS = (2.0, 0.0)
+_BSPLINE_LEVELS = (4.0, 0.0)
+_LINEAR_SAMPLES = 100_000
+_BSPLINE_SAMPLES = 20_000
+_PROBE_SAMPLES = 1_000_000
+_BINS = 32
+_SEED = 1  # SimpleITK takes 0 for the clock
+_MINIMUM_SIZE = 4
+_COMMENT = "#medseg "
+
+
+@dataclass(frozen=True)
+class Registration:
+    r"""A transform that brings a moving image onto a fixed one, and how good it is.
+
+    Attributes:
+        kind: ``"rigid"``, ``"affine"``, ``"bspline"``; empty where a file of another program does not tell.
+        transform: ITK's text format (``.tfm``). It maps points of the fixed image to points of the moving one, in LPS
+            millimeters, as everywhere in ITK.
+        figures: quality, by name; empty where a file of another program does not tell.
+
+            - ``mutual_information_before``, ``mutual_information_after``: nats beyond what chance gives, of 32 × 32
+              bins, over the points where both images are, with the headers alone and with the transform;
+            - ``overlap``: the volume where both images are, as a share of the smaller image;
+            - ``rotation_deg``: the angle of the rotation nearest to the transform;
+            - ``translation_mm``: how far the center of the fixed grid is moved;
+            - ``displacement_mean_mm``, ``displacement_max_mm``: how far points of the overlap are moved;
+            - ``jacobian_min``: the smallest local change of volume; below 0 the transform folds space.
+
+    Example:
+        >>> shift = "#Insight Transform File V1.0\n#Transform 0\nTransform: TranslationTransform_double_3_3\n"
+        >>> moved = Registration.from_bytes((shift + "Parameters: 2 0 0\nFixedParameters: \n").encode())
+        >>> image = MetaTensor(torch.arange(5.0).reshape(1, 5, 1, 1), affine=np.diag([-1.0, -1, 1, 1]))
+        >>> moved.apply(image, image).flatten().tolist()
+        [2.0, 3.0, 4.0, 0.0, 0.0]
+    """
+
+    kind: str
+    transform: str
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def columns(self, prefix: str = "") -> dict[str, str]:
+        """Return kind and figures as text, for the columns of a table, each name with the prefix before it.
+
+        Example:
+            >>> Registration("rigid", "", {"overlap": 0.9}).columns("t1_")
+            {'t1_kind': 'rigid', 't1_overlap': '0.9'}
+        """
+        return {
+            f"{prefix}kind": self.kind,
+            **{f"{prefix}{name}": f"{value:.6g}" for name, value in self.figures.items()},
+        }
+
+    def to_bytes(self) -> bytes:
+        r"""Return a ``.tfm`` file that SimpleITK, ITK-SNAP and 3D Slicer read; a comment in it holds kind and figures.
+
+        Example:
+            >>> Registration("rigid", "#Insight Transform File V1.0\n").to_bytes().decode().splitlines()
+            ['#Insight Transform File V1.0', '#medseg {"kind": "rigid", "figures": {}}']
+        """
+        first, _, rest = self.transform.partition("\n")
+        quality = json.dumps({"kind": self.kind, "figures": self.figures})
+        return f"{first}\n{_COMMENT}{quality}\n{rest}".encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "Registration":
+        """Read what `to_bytes` wrote, or any 3D transform in ITK's text format.
+
+        Raises:
+            ReadError: not such a file.
+        """
+        kind, figures, lines = "", {}, []
+        try:
+            for line in content.decode("ascii").splitlines(keepends=True):
+                if line.startswith(_COMMENT):
+                    quality = json.loads(line.removeprefix(_COMMENT))
+                    kind, figures = str(quality["kind"]), {k: float(v) for k, v in quality["figures"].items()}
+                else:
+                    lines.append(line)
+            result = cls(kind, "".join(lines), figures)
+            dimension = _parsed(result.transform).GetDimension()
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ReadError("not a transform in ITK's text format: expected the content of a .tfm file") from error
+        if dimension != 3:
+            raise ReadError(f"a transform of {dimension} dimensions: expected 3")
+        return result
+
+    def apply(self, image: MetaTensor, fixed: MetaTensor, mode: str = "bilinear") -> MetaTensor:
+        """Bring another image of the moving one's space, or a mask, onto the grid of the fixed one.
+
+        Args:
+            image: [C, X, Y, Z], on any grid of its own.
+            fixed: [C, X, Y, Z]; only its shape and affine matter.
+            mode: ``"bilinear"`` for images: float32, and what lies outside the image becomes its lowest value;
+                ``"nearest"`` for masks: values and type are kept, and outside is 0.
+
+        Returns:
+            [C, *spatial shape of fixed], with the affine of `fixed` and the other metadata of `image`.
+
+        Raises:
+            ConfigError: for another mode.
+            GeometryError: for an image without geometry, not in 3D, or with a sheared affine.
+        """
+        import SimpleITK as sitk
+
+        if mode not in MODES:
+            raise ConfigError(f"mode {mode!r}: expected one of {', '.join(MODES)}")
+        transform = _parsed(self.transform)
+        grid = _grid(fixed, "the fixed image")
+        _grid(image, "the image to bring over")
+        nearest = mode == "nearest"
+        values = image.as_tensor().cpu()
+        boolean = values.dtype == torch.bool
+        array = (values.to(torch.uint8) if boolean else values if nearest else values.float()).numpy()
+        moved = []
+        for channel in array:
+            outside = 0.0 if nearest else float(channel.min())
+            resampled = sitk.Resample(
+                _itk(channel, image), grid, transform, sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear, outside
+            )
+            moved.append(sitk.GetArrayFromImage(resampled).transpose(2, 1, 0))
+        result = torch.from_numpy(np.stack(moved))
+        meta = dict(image.meta) | {"spatial_shape": np.asarray(result.shape[1:])}
+        meta.pop("affine", None)
+        return MetaTensor(result.bool() if boolean else result, affine=fixed.affine.clone(), meta=meta)
+
+
+class Register(Transform):
+    """Register a moving image to a fixed one of the same body, of any two contrasts, and bring it onto that grid.
+
+    SimpleITK's registration: mutual information of 32 × 32 bins (Mattes), from coarse to full resolution, at 100,000
+    random points of fixed seed. It starts where the headers say; or, where that has more mutual information, with
+    the centers of mass on each other. An affine or B-spline transform starts from the rigid one. The same images give
+    the same result, bit for bit, whatever the number of threads.
+
+    Args:
+        kind: ``"rigid"`` (6 parameters): the same patient in one session; ``"affine"`` (12): also scale and shear;
+            ``"bspline"``: rigid, and then a free deformation, for organs that moved or changed shape.
+        control_spacing: distance of the control points of a B-spline, in mm.
+
+    Shape:
+        moving [1, X, Y, Z] and fixed [1, X', Y', Z'], MetaTensors with an affine -> [1, X', Y', Z'], float32, linearly
+        interpolated; what lies outside the moving image gets its lowest value.
+
+    Raises:
+        ConfigError: for an unknown kind and a spacing which is not positive.
+        GeometryError: for an image without geometry, not in 3D, of several channels, with fewer than 4 voxels along an
+            axis, with a sheared affine, constant, or with values that are not finite; and for a result that is not
+            to be trusted: mutual information below that of the headers (by more than 0.5 %) or below 0.02 nats, an
+            overlap of less than 0.25 of the smaller image, or a local volume less than 0.1 of what it was (folding).
+
+    Source:
+        Mattes et al. 2003, PET-CT image registration in the chest using free-form deformations, IEEE TMI 22, 120-128.
+
+    Example:
+        >>> x, y, z = np.mgrid[-1:1:24j, -1:1:24j, -1:1:24j]
+        >>> body = np.float32((x**2 + 2 * y**2 + z**2 < 0.6) + (np.hypot(x - 0.3, z) < 0.2))[None]
+        >>> fixed = MetaTensor(torch.from_numpy(body), affine=np.diag([4.0, 4, 4, 1]))
+        >>> table = np.diag([4.0, 4, 4, 1])
+        >>> table[0, 3] = 6  # the same body, 6 mm further to the right
+        >>> moved, registration = Register("rigid")(MetaTensor(torch.from_numpy(2 - body), affine=table), fixed)
+        >>> moved.shape, round(registration.figures["translation_mm"])
+        (torch.Size([1, 24, 24, 24]), 6)
+    """
+
+    backend = (TransformBackends.TORCH,)
+
+    def __init__(self, kind: str = "rigid", control_spacing: float = 60.0) -> None:
+        if kind not in KINDS:
+            raise ConfigError(f"kind {kind!r}: expected one of {', '.join(KINDS)}")
+        if not 0 < control_spacing < math.inf:
+            raise ConfigError(f"control_spacing {control_spacing}: expected a positive number of mm")
+        self.kind = kind
+        self.control_spacing = control_spacing
+
+    def __call__(self, moving: MetaTensor, fixed: MetaTensor) -> tuple[MetaTensor, Registration]:
+        """Return the moving image on the grid of the fixed one, and the registration."""
+        scaled_moving, scaled_fixed = _scaled(moving, "the moving image"), _scaled(fixed, "the fixed image")
+        probe = _Probe(scaled_fixed, scaled_moving)
+        try:
+            transform = self._search(scaled_fixed, scaled_moving, probe)
+        except RuntimeError as error:
+            raise GeometryError(
+                "the registration failed, as it does where the images lose their overlap on the way; check that both "
+                "show the same part of the body, or bring them closer first"
+            ) from error
+        figures = probe.figures(transform)
+        _require_better(figures)
+        registration = Registration(self.kind, _written(transform), figures)
+        return registration.apply(moving, fixed), registration
+
+    def _search(self, fixed: "sitk.Image", moving: "sitk.Image", probe: "_Probe") -> "sitk.Transform":
+        import SimpleITK as sitk
+
+        rigid = _optimized(fixed, moving, probe.start(), _LINEAR_LEVELS)
+        if self.kind == "rigid":
+            return rigid
+        if self.kind == "affine":
+            affine = sitk.AffineTransform(3)
+            affine.SetCenter(rigid.GetCenter())
+            affine.SetMatrix(rigid.GetMatrix())
+            affine.SetTranslation(rigid.GetTranslation())
+            return _optimized(fixed, moving, affine, _REFINING_LEVELS)
+        extent = [size * spacing for size, spacing in zip(fixed.GetSize(), fixed.GetSpacing(), strict=True)]
+        mesh = [max(1, round(length / self.control_spacing)) for length in extent]
+        bspline = sitk.BSplineTransformInitializer(fixed, mesh)
+        # The transform added last acts first: a point is deformed in the fixed space, then taken to the moving one.
+        return sitk.CompositeTransform([rigid, _optimized(fixed, moving, bspline, _BSPLINE_LEVELS, before=rigid)])
+
+
+class Registerd(MapTransform):
+    """Dictionary twin of :class:`Register`: bring images onto the grid of one of them, and their masks with them.
+
+    Each key's :class:`Registration` is left in ``data[f"{key}_registration"]``.
+
+    Args:
+        keys: the images to bring over.
+        reference_key: the image that stays.
+        kind: as there.
+        control_spacing: as there.
+        mask_keys: for a key, the masks which lie in its space; they follow it with nearest neighbor.
+        allow_missing_keys: whether a key or a mask may be absent.
+
+    Raises:
+        ConfigError: as there; where the reference is among the keys, or `mask_keys` names an image that is not.
+        GeometryError: as there, with the keys before the reason.
+
+    Example:
+        >>> Registerd(["t1", "adc"], reference_key="t2", kind="rigid", mask_keys={"t1": ["tumor"]}).keys
+        ('t1', 'adc')
+    """
+
+    backend = Register.backend
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        reference_key: Hashable,
+        kind: str = "rigid",
+        control_spacing: float = 60.0,
+        mask_keys: Mapping[Hashable, Sequence[Hashable]] | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.register = Register(kind, control_spacing)
+        self.reference_key = reference_key
+        self.mask_keys = dict(mask_keys or {})
+        if reference_key in self.keys:
+            raise ConfigError(f"reference_key {reference_key!r} is among keys: expected the image that stays apart")
+        for key, masks in self.mask_keys.items():
+            if key not in self.keys or isinstance(masks, str):
+                raise ConfigError(
+                    f"mask_keys {{{key!r}: {masks!r}}}: expected one of keys and a list of its masks, such as "
+                    f"{{{self.keys[0]!r}: ['mask']}}"
+                )
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the dictionary with its images and masks on the reference's grid, and the registrations."""
+        result = dict(data)
+        fixed = result[self.reference_key]
+        for key in self.key_iterator(result):
+            try:
+                result[key], registration = self.register(result[key], fixed)
+                for mask in self.mask_keys.get(key, ()):
+                    if mask in result or not self.allow_missing_keys:
+                        result[mask] = registration.apply(result[mask], fixed, mode="nearest")
+            except GeometryError as error:
+                raise GeometryError(f"{key} to {self.reference_key}: {error}") from error
+            result[f"{key}_registration"] = registration
+        return result
+
+
+class _Probe:
+    """Looks at both images at the same points: one at a random place in each cell of a grid over the fixed image.
+
+    At voxel centers, images that share a grid need no interpolation, and mutual information would prefer them unmoved.
+    """
+
+    def __init__(self, fixed: "sitk.Image", moving: "sitk.Image") -> None:
+        import SimpleITK as sitk
+
+        self.fixed_image, self.moving_image = fixed, moving
+        stride = max(1, math.ceil((fixed.GetNumberOfPixels() / _PROBE_SAMPLES) ** (1 / 3)))
+        self.grid = sitk.BinShrink(fixed, [min(stride, size // _MINIMUM_SIZE) for size in fixed.GetSize()])
+        size, spacing = self.grid.GetSize(), self.grid.GetSpacing()
+        direction = np.array(self.grid.GetDirection()).reshape(3, 3)
+        rng = np.random.default_rng(_SEED)
+        shift = rng.uniform(-0.5, 0.5, (*reversed(size), 3)) * spacing @ direction.T
+        displacement = sitk.GetImageFromArray(shift, isVector=True)
+        displacement.CopyInformation(self.grid)
+        self.jitter = sitk.DisplacementFieldTransform(displacement)
+        self.fixed = self._values(fixed, self.jitter)
+        self.unmoved = self._moved(sitk.Transform(3, sitk.sitkIdentity))
+
+    def start(self) -> "sitk.Euler3DTransform":
+        """Return where to start: the headers, or the centers of mass where those agree better."""
+        import SimpleITK as sitk
+
+        centered = sitk.Euler3DTransform(
+            sitk.CenteredTransformInitializer(
+                self.fixed_image,
+                self.moving_image,
+                sitk.Euler3DTransform(),
+                sitk.CenteredTransformInitializerFilter.MOMENTS,
+            )
+        )
+        moved = self._moved(centered)
+        if max(self._overlap(self.unmoved), self._overlap(moved)) < MINIMUM_OVERLAP:
+            raise GeometryError(
+                f"the images overlap by {self._overlap(self.unmoved):.2f} of the smaller one where the headers put "
+                f"them, and by {self._overlap(moved):.2f} with their centers of mass on each other: expected at least "
+                f"{MINIMUM_OVERLAP}; check that both show the same part of the body"
+            )
+        before, after = self._informations(moved)
+        if self._overlap(moved) < MINIMUM_OVERLAP or after <= before:
+            centered.SetTranslation((0.0, 0.0, 0.0))
+        return centered
+
+    def figures(self, transform: "sitk.Transform") -> dict[str, float]:
+        """Return the quality figures of a transform; see :class:`Registration`."""
+        import SimpleITK as sitk
+
+        moved = self._moved(transform)
+        before, after = self._informations(moved)
+        grid = self.grid
+        shift = sitk.TransformToDisplacementField(
+            transform, sitk.sitkVectorFloat64, grid.GetSize(), grid.GetOrigin(), grid.GetSpacing(), grid.GetDirection()
+        )
+        vectors = sitk.GetArrayFromImage(shift)
+        # At the border ITK's filter takes differences of one side for those of two.
+        jacobian = sitk.GetArrayFromImage(sitk.DisplacementFieldJacobianDeterminant(shift))[1:-1, 1:-1, 1:-1]
+        inside = ~np.isnan(moved)
+        inside = inside if inside.any() else ~inside
+        lengths = np.linalg.norm(vectors.reshape(-1, 3)[inside], axis=1)
+        center = grid.TransformContinuousIndexToPhysicalPoint([(size - 1) / 2 for size in grid.GetSize()])
+        figures = {
+            "mutual_information_before": before,
+            "mutual_information_after": after,
+            "overlap": self._overlap(moved),
+            "rotation_deg": self._rotation(vectors, inside),
+            "translation_mm": math.dist(transform.TransformPoint(center), center),
+            "displacement_mean_mm": lengths.mean(),
+            "displacement_max_mm": lengths.max(),
+            "jacobian_min": jacobian.min(),
+        }
+        # No more digits than sums in any order agree on.
+        return {name: float(f"{value:.6g}") for name, value in figures.items()}
+
+    def _values(self, image: "sitk.Image", transform: "sitk.Transform") -> np.ndarray:
+        import SimpleITK as sitk
+
+        resampled = sitk.Resample(image, self.grid, transform, sitk.sitkLinear, math.nan)
+        return sitk.GetArrayFromImage(resampled).ravel()
+
+    def _moved(self, transform: "sitk.Transform") -> np.ndarray:
+        """Return the moving image's values at the points, NaN where it has none."""
+        import SimpleITK as sitk
+
+        return self._values(self.moving_image, sitk.CompositeTransform([transform, self.jitter]))
+
+    def _overlap(self, moved: np.ndarray) -> float:
+        volumes = [np.prod(i.GetSpacing()) * i.GetNumberOfPixels() for i in (self.fixed_image, self.moving_image)]
+        return float(min(1.0, np.mean(~np.isnan(moved)) * volumes[0] / min(volumes)))
+
+    def _informations(self, moved: np.ndarray) -> tuple[float, float]:
+        """Return mutual information with the headers alone and as moved, over the points that both have.
+
+        Headers which do not bring the images together have none.
+        """
+        inside = ~np.isnan(self.fixed) & ~np.isnan(moved)
+        if self._overlap(self.unmoved) < MINIMUM_OVERLAP:
+            return 0.0, _mutual_information(self.fixed[inside], moved[inside])
+        inside &= ~np.isnan(self.unmoved)
+        fixed = self.fixed[inside]
+        return _mutual_information(fixed, self.unmoved[inside]), _mutual_information(fixed, moved[inside])
+
+    def _rotation(self, vectors: np.ndarray, inside: np.ndarray) -> float:
+        """Return the angle of the rotation part of the affine transform that fits the displacements best."""
+        index = np.argwhere(inside.reshape(vectors.shape[:3]))[:, ::-1]
+        points = index * self.grid.GetSpacing() @ np.array(self.grid.GetDirection()).reshape(3, 3).T
+        moved = points + vectors.reshape(-1, 3)[inside]
+        fit = np.linalg.lstsq(np.c_[points, np.ones(len(points))], moved, rcond=None)[0][:3].T
+        u, _, v = np.linalg.svd(fit)
+        return math.degrees(math.acos(min(1.0, max(-1.0, (np.trace(u @ v) - 1) / 2))))
+
+
+def _optimized(
+    fixed: "sitk.Image",
+    moving: "sitk.Image",
+    start: "sitk.Transform",
+    levels: Sequence[float],
+    before: "sitk.Transform | None" = None,
+) -> Any:
+    """Return the transform with most mutual information near `start`; `before` acts on what comes out of it."""
+    import SimpleITK as sitk
+
+    transform = start
+    samples = _LINEAR_SAMPLES if before is None else _BSPLINE_SAMPLES
+    for level in levels:
+        coarse = _coarse(fixed, level)
+        method = sitk.ImageRegistrationMethod()
+        # More than one work unit sums in whatever order the threads finish: results would differ from run to run.
+        method.SetNumberOfWorkUnits(1)
+        method.SetMetricAsMattesMutualInformation(_BINS)
+        method.SetMetricSamplingStrategy(method.RANDOM)
+        method.SetMetricSamplingPercentage(min(1.0, samples / coarse.GetNumberOfPixels()), seed=_SEED)
+        # Gradients at the points themselves: those of ITK's filter are of a smoothed image, and end up a voxel away.
+        method.SetMetricUseFixedImageGradientFilter(False)
+        method.SetMetricUseMovingImageGradientFilter(False)
+        method.SetInterpolator(sitk.sitkLinear)
+        if before is None:
+            step = level or 1.0
+            method.SetOptimizerAsRegularStepGradientDescent(
+                step / 2, step / 500, 100, relaxationFactor=0.7, gradientMagnitudeTolerance=1e-8
+            )
+            method.SetOptimizerScalesFromPhysicalShift()
+        else:
+            method.SetMovingInitialTransform(before)
+            method.SetOptimizerAsLBFGSB(numberOfIterations=50, costFunctionConvergenceFactor=1e9)
+        method.SetInitialTransform(transform, inPlace=True)
+        method.Execute(coarse, _coarse(moving, level))
+    return transform
+
+
+def _coarse(image: "sitk.Image", level: float) -> "sitk.Image":
+    """Average voxels into bins of about `level` mm, with 16 of them left along each axis that has as many."""
+    import SimpleITK as sitk
+
+    sizes = zip(image.GetSize(), image.GetSpacing(), strict=True)
+    return sitk.BinShrink(image, [max(1, min(int(level / spacing + 0.01), size // 16)) for size, spacing in sizes])
+
+
+def _mutual_information(a: np.ndarray, b: np.ndarray) -> float:
+    """Return mutual information in nats, less what independent values would have (Miller and Madow's correction)."""
+    if a.size == 0:
+        return 0.0
+    joint = np.histogram2d(a, b, _BINS, [[0, 1], [0, 1]])[0]
+    rows, columns = joint.sum(1), joint.sum(0)
+    filled = joint > 0
+    expected = np.outer(rows, columns)[filled] / a.size
+    bits = float((joint[filled] * np.log(joint[filled] / expected)).sum() / a.size)
+    return bits - (np.count_nonzero(rows) - 1) * (np.count_nonzero(columns) - 1) / (2 * a.size)
+
+
+def _require_better(figures: Mapping[str, float]) -> None:
+    """Raise a GeometryError that names the figures of a registration which is not to be trusted."""
+    before, after = figures["mutual_information_before"], figures["mutual_information_after"]
+    named = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+    if figures["overlap"] < MINIMUM_OVERLAP:
+        reason = f"the images hardly overlap (expected at least {MINIMUM_OVERLAP})"
+    elif figures["jacobian_min"] < MINIMUM_JACOBIAN:
+        reason = f"the transform folds space (expected jacobian_min of at least {MINIMUM_JACOBIAN})"
+    elif after < MINIMUM_INFORMATION:
+        reason = f"the images tell nothing of each other (expected at least {MINIMUM_INFORMATION} nats)"
+    elif after < before - INFORMATION_NOISE * abs(before):
+        reason = "the registration made it worse than the headers alone"
+    else:
+        return
+    raise GeometryError(f"registration refused: {reason}: {named}; try another kind, or check the images")
+
+
+def _grid(image: MetaTensor, name: str) -> "sitk.Image":
+    """Return an image's grid in ITK's terms, without its voxels."""
+    import SimpleITK as sitk
+
+    if not isinstance(image, MetaTensor) or not image.meta.get("has_geometry", True):
+        raise GeometryError(f"{name} has no geometry: expected a MetaTensor with the affine of a scan")
+    if image.ndim != 4:
+        raise GeometryError(f"{name} has the shape {tuple(image.shape)}: expected 3D, [C, X, Y, Z]")
+    affine = image.affine.cpu().numpy().astype(float)
+    with np.errstate(all="ignore"):
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        direction = affine[:3, :3] / spacing
+    if not np.abs(direction.T @ direction - np.eye(3)).max() < 1e-3:
+        raise GeometryError(f"{name} has an affine whose axes are not at right angles (shear): resample it first")
+    lps = _LPS @ affine
+    grid = sitk.Image([int(n) for n in image.shape[1:]], sitk.sitkUInt8)
+    grid.SetSpacing(spacing.tolist())
+    grid.SetOrigin(lps[:3, 3].tolist())
+    grid.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    return grid
+
+
+def _itk(channel: np.ndarray, image: MetaTensor) -> "sitk.Image":
+    """Return one channel [X, Y, Z] of an image as ITK's."""
+    import SimpleITK as sitk
+
+    result = sitk.GetImageFromArray(np.ascontiguousarray(channel.transpose(2, 1, 0)))
+    result.CopyInformation(_grid(image, "the image"))
+    return result
+
+
+def _scaled(image: MetaTensor, name: str) -> "sitk.Image":
+    """Return an image for comparison: values from 0 to 1, the highest and lowest 0.5 % clipped."""
+    _grid(image, name)
+    if image.shape[0] != 1:
+        raise GeometryError(f"{name} has {image.shape[0]} channels: expected one; choose it with SelectChannels")
+    if min(image.shape[1:]) < _MINIMUM_SIZE:
+        raise GeometryError(
+            f"{name} has the shape {tuple(image.shape[1:])}: expected at least {_MINIMUM_SIZE} voxels along each axis"
+        )
+    voxels = image.as_tensor().cpu()[0].float().numpy()
+    if not np.isfinite(voxels).all():
+        raise GeometryError(f"{name} holds {np.count_nonzero(~np.isfinite(voxels)):,} values that are not finite")
+    low, high = np.percentile(voxels, [0.5, 99.5])
+    if not low < high:
+        low, high = float(voxels.min()), float(voxels.max())
+    if not low < high:
+        raise GeometryError(f"{name} is constant ({low:g}): there is nothing to register")
+    return _itk(np.clip((voxels - low) / (high - low), 0, 1).astype(np.float32), image)
+
+
+def _written(transform: "sitk.Transform") -> str:
+    """Return a transform in ITK's text format."""
+    import SimpleITK as sitk
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "transform.tfm"
+        sitk.WriteTransform(transform, str(path))
+        return path.read_text("ascii")
+
+
+def _parsed(text: str) -> "sitk.Transform":
+    import SimpleITK as sitk
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "transform.tfm"
+        path.write_text(text, "ascii")
+        return sitk.ReadTransform(str(path))
