@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.clinical import UNKNOWN, read_strata
-from data_prep.fingerprint import describe_case, fingerprint, hash_files, versions
+from data_prep.fingerprint import below, describe_case, fingerprint, hash_files, versions
 from data_prep.identity import KeyFile, mask, safe_name
 from data_prep.making import DISK_FULL, WORK, Failure, as_failure, make_case, survey_case
 from data_prep.recipes.base import Case, Plan, Recipe, Selection, Unpaired
@@ -198,6 +198,8 @@ class _Build:
         self._name_cases()
         old = _records(self.out)
         self.workers.start(len(set(self.cases) - set(old)))
+        import medseg.data.folder  # noqa: F401  # pandas: now, while the workers import, not when all wait for the end
+
         self._hash_sources(old)
         plan, surveys = self._plan(old)
         todo, records = self._compare(old, plan, surveys)
@@ -245,13 +247,10 @@ class _Build:
         self.patient_names = identifiers
         files = {file for case in self.selection.cases for file in case.files}
         files |= {file for unpaired in self.selection.unpaired for file in unpaired.files}
-        relative = {file: self._relative(file) for file in files}
+        relative = {file: below(file, self.source) for file in files}
         ordered = sorted(files, key=lambda file: relative[file]) + self.clinical
         self.numbers = {file: number for number, file in enumerate(ordered, 1)}
         self.relative = relative | {file: str(file) for file in self.clinical}
-
-    def _relative(self, file: Path) -> str:
-        return os.path.relpath(file, self.source).replace(os.sep, "/")
 
     def _numbers_of(self, files: Iterable[Path]) -> tuple[int, ...]:
         return tuple(sorted(self.numbers[file] for file in files))
@@ -321,9 +320,8 @@ class _Build:
     ) -> tuple[list[str], dict[str, Any]]:
         """Which cases have to be made, and the records of those that hold."""
         records: dict[str, Any] = {}
-        self.fingerprints = {
-            name: fingerprint(b"", base, dataclasses.asdict(plan)) for name, base in self.bases.items()
-        }
+        common = dataclasses.asdict(plan)
+        self.fingerprints = {name: fingerprint(b"", base, common) for name, base in self.bases.items()}
         for name in surveys:
             record = old.get(name, {})
             if record.get("fingerprint") == self.fingerprints[name] and all(

@@ -3,11 +3,11 @@
     python benchmarks/cohort/measure.py
 
 A source of 2,000 cases (a noise image of 64 × 64 × 16 voxels and its label, NIfTI, gzipped) is made in a temporary
-folder. `data_prep build folder` then makes a dataset of it with 1, 2, … jobs, each run a process of its own from the start
-of Python on, and with `--jobs 1` no other process at work: that is the time that the others are compared with. Each is
+folder. `data_prep build folder` then makes a dataset of it with 1, 2, … jobs, each run a process of its own from the
+start of Python on; with `--jobs 1` no other process is at work, and the others are compared with that time. Each is
 run several times and the least counts. At last one run makes report.html of the finished dataset.
 
-Memory is what is resident (VmRSS) in the parent and in the largest worker, seen a few times a second; the two numbers to
+Memory is what is resident (VmRSS) in the parent and in the largest worker, seen a few times a second; the numbers to
 compare are those when a tenth of the cases is done and those when all are.
 """
 

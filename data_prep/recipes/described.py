@@ -49,9 +49,10 @@ def described_recipe(file: str, text: str) -> "type[DescribedRecipe]":
 
 @dataclass(frozen=True)
 class _Detail:
-    """What a case needs besides its files: where each part lies, and its class."""
+    """What a case needs besides its files: where each part lies, the fields of its path, its class."""
 
     paths: dict[str, Path]
+    fields: dict[str, str]
     target: str | None = None
 
 
@@ -99,14 +100,13 @@ class DescribedRecipe(Recipe):
             several = [f"{len(paths)} files for {key}: expected one" for key, paths in parts.items() if len(paths) > 1]
             name = "_".join(value for field, value in fields.items() if field != CLASS)
             sources = {key: tuple(file for path in parts[key] for file in _files(path)) for key in parts}
-            sources[f"class {target}"] = ()  # another class makes another case of the same files
             cases.append(
                 Case(
                     fields["patient"] if per_patient[fields["patient"]] == 1 else name,
                     fields["patient"],
                     sources,
                     problem or "; ".join(several),
-                    _Detail({key: paths[0] for key, paths in parts.items()}, target),
+                    _Detail({key: paths[0] for key, paths in parts.items()}, fields, target),
                 )
             )
         return Selection(cases, unpaired)
@@ -137,6 +137,10 @@ class DescribedRecipe(Recipe):
         if self.described.transforms:
             image, label = self._transformed(image, label)
         return Sample(image, label, columns, case.detail.target, attachments)
+
+    def identifiers(self, case: Case) -> set[str]:
+        """All that the path tells of the case: a visit may be a date."""
+        return {case.patient, case.name, *(value for key, value in case.detail.fields.items() if key != CLASS)}
 
     # Classes
 

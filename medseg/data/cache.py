@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.data.meta_obj import get_track_meta
-from monai.transforms import Transform, reset_ops_id
+from monai.transforms import Transform
 from monai.transforms.traits import RandomizableTrait
+from monai.utils import TraceKeys
 from torch.utils.data import Dataset
 
 from medseg.data.content_hash import describe, versions
@@ -157,7 +158,7 @@ class ContentCacheDataset(SeededDataset):
             logger.warning("%s: damaged (%s); computed again", path, str(error).splitlines()[0] if str(error) else "")
         prepared = self.transform(item, end=first, threading=True)
         try:
-            packed = _pack(reset_ops_id(prepared))
+            packed = _pack(prepared)
         except MedsegError as error:
             raise ConfigError(f"item {idx}: {error}") from error
         content = io.BytesIO()
@@ -227,7 +228,7 @@ def _pack(value: Any) -> Any:
     if isinstance(value, MetaTensor):
         if value.pending_operations:
             raise ConfigError("an image with pending operations cannot be cached: expected them to be applied")
-        parts = [_own(value.as_tensor()), _pack(dict(value.meta)), _pack(list(value.applied_operations))]
+        parts = [_own(value.as_tensor()), _pack(dict(value.meta)), _pack(_without_ids(list(value.applied_operations)))]
         return {"kind": "MetaTensor", "parts": parts}
     if isinstance(value, torch.Tensor):
         return _own(value)
@@ -250,6 +251,15 @@ def _pack(value: Any) -> Any:
         f"a result of type {kind.__name__} ({value!r:.60}) cannot be cached: expected tensors, arrays, numbers, text, "
         "and lists, tuples and dictionaries of these; put the transform that makes it after the first random one"
     )
+
+
+def _without_ids(operations: Any) -> Any:
+    """Return operations as they are, but for the ids of the transforms, which are other ones in the next process."""
+    if isinstance(operations, Mapping):
+        return {k: TraceKeys.NONE if k == TraceKeys.ID else _without_ids(v) for k, v in operations.items()}
+    if type(operations) in (list, tuple):
+        return type(operations)(map(_without_ids, operations))
+    return operations
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:

@@ -30,15 +30,16 @@ def check_dataset(
 
     Errors are: files missing, unreadable or belonging to no case; channels or labels on another grid than the first
     channel (shape, affine); values that are not finite; constant channels; label values and classes that
-    ``dataset.json`` does not name; shape, spacing and pixel hashes other than in ``cases.csv``; cases with the same
-    pixels, and different patients with nearly the same image in different parts; patients in two parts of a split;
+    ``dataset.json`` does not name; shape, spacing and pixel hashes other than in ``cases.csv``; different patients with
+    the same pixels, or with nearly the same image in different parts; patients in two parts of a split;
     cases in no part; ``dataset.json`` and ``splits_final.json`` that do not follow ``cases.csv`` and
     ``splits.json``; slice stores that are damaged or older than the split or the images.
 
     Warnings are: labels without foreground; CT that cannot be in Hounsfield units and PET that cannot be in SUV; a
     label in the air around the body; channels that lie better on each other when one is shifted; a lesion's position
     outside of its image; spacings, shapes, orientations and label volumes unlike those of the other cases, and labels
-    that touch the edge of the image or are absent in few cases only; different patients with nearly the same image;
+    that touch the edge of the image or are absent in few cases only; two cases of a patient with the same pixels;
+    different patients with nearly the same image;
     parts that lack a class or label, or differ from the others by more than chance. The how-to "Check a dataset" gives
     every threshold and its reason.
 
@@ -92,7 +93,7 @@ def check_dataset(
         categories = [column for column in ("class", "stratum") if column in folder.cases]
         problems += check_balance(folder.cases, members(sound), labels, categories)
     count = Counter((problem.severity, problem.case) for problem in problems)
-    return sorted(problems, key=lambda found: (found.severity != ERROR, -count[found.severity, found.case], found))
+    return sorted(problems, key=lambda found: (found))
 
 
 def _attachments(folder: DatasetFolder) -> tuple[dict[str, list[str]], list[Problem]]:
@@ -180,13 +181,15 @@ def _duplicates(
         for twin, names in twins.items():
             same.add(frozenset((twin, finding.case)))
             channels = "image" if len(names) == len(folder.channel_names) else f"channel {', '.join(names)}"
+            severity = ERROR
             if patient_of[twin] == patient_of[finding.case]:
-                whose, advice = f"of the same patient {patient_of[twin]}", "leave one of them out"
+                whose, advice = f"of the same patient {patient_of[twin]}", "leave one of them out, or it counts twice"
+                severity = WARNING  # two parts cannot share it: a patient is in one
             else:
                 whose = f"of another patient ({patient_of[finding.case]} here, {patient_of[twin]} there)"
                 advice = "find out whose image it is, or leave one of them out"
             what = f"{channels}: the same voxels as case {twin} {whose}{apart(twin, finding.case)}"
-            yield Problem(finding.case, what, advice, "duplicate")
+            yield Problem(finding.case, what, advice, "duplicate", severity)
 
     signed = [(finding.case, finding.signature) for finding in findings if finding.signature is not None]
     owners = [str(patient_of[case]) for case, _ in signed]

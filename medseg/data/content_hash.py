@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
+from monai.transforms import TraceableTransform
 
 from medseg.errors import ConfigError, ReadError
 
@@ -120,7 +121,10 @@ def _state(value: Any) -> dict[str, Any]:
     slots -= {"__dict__", "__weakref__"}
     if not hasattr(value, "__dict__") and not slots:
         raise ConfigError(f"{value!r:.60} cannot be described: {type(value).__name__} does not show its content")
-    return {**getattr(value, "__dict__", {}), **{name: getattr(value, name) for name in slots if hasattr(value, name)}}
+    state = {**getattr(value, "__dict__", {}), **{name: getattr(value, name) for name in slots if hasattr(value, name)}}
+    if isinstance(value, TraceableTransform):
+        state["_tracing"] = value.tracing  # which MONAI makes on first use, for every thread
+    return state
 
 
 def _named(thing: Any) -> list[str]:

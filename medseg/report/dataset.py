@@ -56,7 +56,7 @@ def dataset_report(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write ``report.html`` into a dataset's folder: summary, findings, distributions, pictures of every case, failures.
+    """Write ``report.html`` into a dataset's folder: summary, findings, distributions, failures, pictures of all cases.
 
     The same dataset and findings give the same bytes. Cases are shown worst first: those with the most errors, then
     those with the most warnings, then from the smallest label. No more cases are in memory than there are workers.

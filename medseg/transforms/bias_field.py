@@ -28,11 +28,11 @@ _threads_before = 0
 class N4BiasFieldCorrection(Transform):
     """Divide an MR image by its bias field, estimated with ITK's N4 filter.
 
-    The log field is estimated on a part of the voxels, evenly spaced from the first to the last along each axis, and its
-    B-spline is evaluated on the full grid: the image is divided by the field at full resolution and never resampled.
-    The other defaults are those of SimpleITK; ``shrink_factor=1`` gives what `SimpleITK.N4BiasFieldCorrection` does.
-    The default of 3.5 is about 13 times faster, and the coefficient of joint variation of two tissues is within 2 % of
-    that at full resolution (see ``benchmarks/n4``).
+    The log field is estimated on a part of the voxels, evenly spread from the first to the last along each axis. Its
+    B-spline is evaluated on the full grid, so the image is divided by the field at full resolution and never resampled.
+    All other defaults are SimpleITK's: ``shrink_factor=1`` gives what `SimpleITK.N4BiasFieldCorrection` does with Otsu's
+    mask. The default of 3.5 is more than ten times faster, and the coefficient of joint variation of two tissues is
+    within 2 % of that at full resolution (``benchmarks/n4``).
 
     N4 works on logarithms. Voxels at or below 0 have none: they never count for the field, whatever the mask says, and
     are divided by it like all others. (ITK itself would take 0 for the logarithm of 0.) The unit of brightness does not

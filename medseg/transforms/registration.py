@@ -360,8 +360,9 @@ class _Probe:
             transform, sitk.sitkVectorFloat64, grid.GetSize(), grid.GetOrigin(), grid.GetSpacing(), grid.GetDirection()
         )
         vectors = sitk.GetArrayFromImage(shift)
-        # At the border ITK's filter takes differences of one side for those of two.
-        jacobian = sitk.GetArrayFromImage(sitk.DisplacementFieldJacobianDeterminant(shift))[1:-1, 1:-1, 1:-1]
+        # ITK's own filter for this takes the grid's axes for those of the patient.
+        along_axes = np.stack(np.gradient(vectors, *grid.GetSpacing()[::-1], axis=(0, 1, 2))[::-1], axis=-1)
+        jacobians = np.eye(3) + along_axes @ np.array(grid.GetDirection()).reshape(3, 3).T
         inside = ~np.isnan(moved)
         inside = inside if inside.any() else ~inside
         lengths = np.linalg.norm(vectors.reshape(-1, 3)[inside], axis=1)
@@ -370,11 +371,11 @@ class _Probe:
             "mutual_information_before": before,
             "mutual_information_after": after,
             "overlap": self._overlap(moved),
-            "rotation_deg": self._rotation(vectors, inside),
+            "rotation_deg": _rotation(jacobians.reshape(-1, 3, 3)[inside].mean(axis=0)),
             "translation_mm": math.dist(transform.TransformPoint(center), center),
             "displacement_mean_mm": lengths.mean(),
             "displacement_max_mm": lengths.max(),
-            "jacobian_min": jacobian.min(),
+            "jacobian_min": np.linalg.det(jacobians).min(),
         }
         # No more digits than sums in any order agree on.
         return {name: float(f"{value:.6g}") for name, value in figures.items()}
@@ -406,15 +407,6 @@ class _Probe:
         inside &= ~np.isnan(self.unmoved)
         fixed = self.fixed[inside]
         return _mutual_information(fixed, self.unmoved[inside]), _mutual_information(fixed, moved[inside])
-
-    def _rotation(self, vectors: np.ndarray, inside: np.ndarray) -> float:
-        """Return the angle of the rotation part of the affine transform that fits the displacements best."""
-        index = np.argwhere(inside.reshape(vectors.shape[:3]))[:, ::-1]
-        points = index * self.grid.GetSpacing() @ np.array(self.grid.GetDirection()).reshape(3, 3).T
-        moved = points + vectors.reshape(-1, 3)[inside]
-        fit = np.linalg.lstsq(np.c_[points, np.ones(len(points))], moved, rcond=None)[0][:3].T
-        u, _, v = np.linalg.svd(fit)
-        return math.degrees(math.acos(min(1.0, max(-1.0, (np.trace(u @ v) - 1) / 2))))
 
 
 def _optimized(
@@ -473,6 +465,12 @@ def _mutual_information(a: np.ndarray, b: np.ndarray) -> float:
     expected = np.outer(rows, columns)[filled] / a.size
     bits = float((joint[filled] * np.log(joint[filled] / expected)).sum() / a.size)
     return bits - (np.count_nonzero(rows) - 1) * (np.count_nonzero(columns) - 1) / (2 * a.size)
+
+
+def _rotation(matrix: np.ndarray) -> float:
+    """Return the angle of the rotation nearest to a matrix, in degrees."""
+    u, _, v = np.linalg.svd(matrix)
+    return math.degrees(math.acos(min(1.0, max(-1.0, (np.trace(u @ v) - 1) / 2))))
 
 
 def _require_better(figures: Mapping[str, float]) -> None:

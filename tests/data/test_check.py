@@ -191,7 +191,7 @@ def duplicate(tmp_path, write_dataset, patients, twins, channels=(0, 1)) -> list
 
 def test_duplicates_across_patients_and_parts(tmp_path, write_dataset):
     (problem,) = duplicate(tmp_path, write_dataset, ["P0", "P1", "P2", "P3", "P4", "P5"], ("c01", "c04"))
-    assert problem.case == "c04"
+    assert (problem.case, problem.severity) == ("c04", "error")
     assert problem.what == (
         "image: the same voxels as case c01 of another patient (P4 here, P1 there), "
         "and the two stand in different parts (test, train)"
@@ -201,6 +201,7 @@ def test_duplicates_across_patients_and_parts(tmp_path, write_dataset):
 def test_duplicates_of_one_patient(tmp_path, write_dataset):
     (problem,) = duplicate(tmp_path, write_dataset, ["P0", "P1", "P1", "P3", "P4", "P5"], ("c01", "c02"))
     assert (problem.case, problem.what) == ("c02", "image: the same voxels as case c01 of the same patient P1")
+    assert problem.severity == "warning"
 
 
 def test_duplicates_of_one_channel(tmp_path, write_dataset):

@@ -259,3 +259,36 @@ def test_another_form_is_refused_in_one_line(splits):
     with pytest.raises(DatasetError, match=r"splits\.json: expected folds") as caught:
         check_splits(splits, table([1, 1]))
     assert "\n" not in str(caught.value)
+
+
+def published(parts: list[str], patients: str = "ABCDEFGHIJ") -> pd.DataFrame:
+    return pd.DataFrame({"case": list("abcdefghij"), "patient": list(patients), "part": parts})
+
+
+def test_published_parts_are_taken_as_they_are():
+    parts = ["Train", "training", "val", "validation", "test", "test", "train", "train", "train", "test"]
+    splits = make_splits(published(parts), seed=0, column="part")
+    assert splits["folds"] == [{"train": list("abghi"), "val": list("cd")}]
+    assert splits["test"] == list("efj")
+    assert make_splits(published(parts), seed=9, column="part")["folds"] == splits["folds"]
+    with pytest.raises(DatasetError, match="has a val part: leave folds out"):
+        make_splits(published(parts), seed=0, column="part", folds=2)
+
+
+def test_without_a_published_val_part_the_training_part_is_divided():
+    cases = published(["train"] * 8 + ["test"] * 2)
+    splits = make_splits(cases, seed=0, column="part", fractions=(0.5, 0.25, 0.25))
+    assert [len(splits["folds"][0][part]) for part in ("train", "val")] == [5, 3]  # two to one
+    assert splits["test"] == ["i", "j"]
+    check_splits(splits, cases)
+    assert make_splits(cases, seed=1, column="part", fractions=(0.5, 0.25, 0.25)) != splits
+
+
+def test_a_patient_in_two_published_parts_is_a_leak():
+    cases = published(["train"] * 8 + ["test"] * 2, "ABCDEFGHAJ")
+    with pytest.raises(LeakageError, match="'part' has patient A in train and in test"):
+        make_splits(cases, seed=0, column="part")
+    with pytest.raises(DatasetError, match="no case is in train"):
+        make_splits(published(["test"] * 10), seed=0, column="part")
+    with pytest.raises(DatasetError, match="case a has '' in the column 'part'"):
+        make_splits(published([""] * 10), seed=0, column="part")

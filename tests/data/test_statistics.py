@@ -206,7 +206,7 @@ def test_class_weights_by_hand():
 @pytest.mark.realdata
 def test_of_real_images_on_scales_that_differ_a_thousandfold(data, tmp_path):
     labels, rows = {"background": 0, "anterior": 1, "posterior": 2}, []
-    for path in sorted((data / "hippocampus" / "images").glob("*.nii.gz"))[:20]:
+    for path in sorted((data / "hippocampus" / "images").glob("*.nii.gz"))[::9]:
         image, label = read_image(path), read_image(data / "hippocampus" / "labels" / path.name)
         case = path.name.removesuffix(".nii.gz")
         rows.append({"patient": case, "stratum": "", **write_case(tmp_path, case, image, label, labels)})

@@ -126,12 +126,16 @@ def test_bug_of_ours_keeps_its_traceback(failing: click.Group) -> None:
 
 def test_help_names_every_command() -> None:
     output = CliRunner().invoke(main, ["--help"]).output
-    for command in ("build", "check", "inspect", "phantom", "png", "slices", "split"):
+    for command in ("build", "check", "fetch", "inspect", "phantom", "png", "recipes", "slices", "split"):
         assert f"  {command} " in output
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["inspect", "--help"], ["phantom", "--help"], ["build", "--help"], ["png", "--help"]]
+    "words",
+    [
+        *(["--help"], ["inspect", "--help"], ["phantom", "--help"], ["build", "--help"], ["png", "--help"]),
+        *(["build", "drive", "--help"], ["fetch", "--help"], ["recipes"]),
+    ],
 )
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     code = (

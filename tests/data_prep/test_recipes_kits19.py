@@ -86,7 +86,7 @@ def test_cases_without_segmentation_are_left_over_by_name(tmp_path: Path, source
     assert [str(value).lower() for value in dataset.cases["malignant"]] == ["false", "true", "true", ""]
     assert dataset.labels == {"background": 0, "kidney": 1, "tumor": 2}
     assert dataset.channel_names == ["CT"]
-    assert check_dataset(tmp_path / "out") == []
+    assert [problem for problem in check_dataset(tmp_path / "out") if problem.severity != "warning"] == []
 
 
 def test_slices_are_made_square_turned_and_resized(tmp_path: Path, source: Path) -> None:

@@ -94,3 +94,48 @@ def test_an_empty_folder_is_no_dataset(tmp_path):
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("error: ")
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.fixture
+def published(root):
+    """Ten patients of two cases; the last three are the test part."""
+    import pandas as pd
+
+    cases = pd.read_csv(root / "cases.csv", dtype=str, keep_default_na=False)
+    cases["official_part"] = ["test" if patient in ("P7", "P8", "P9") else "training" for patient in cases["patient"]]
+    cases.to_csv(root / "cases.csv", index=False)
+    return root
+
+
+def test_a_published_split_is_kept(published):
+    result = run(published, "--column", "official_part")
+    assert result.exit_code == 0, result.output
+    assert "split as published in the column official_part" in result.output
+    splits = DatasetFolder(published).splits
+    assert splits["column"] == "official_part"
+    assert splits["test"] == [f"c{n}" for n in range(14, 20)]
+    assert [len(splits["folds"][0][part]) for part in ("train", "val")] == [12, 2]
+    assert run(published, "--column", "official_part", "--folds", 7, "--force").exit_code == 0
+    splits = DatasetFolder(published).splits
+    assert splits["test"] == [f"c{n}" for n in range(14, 20)]
+    assert [len(fold["val"]) for fold in splits["folds"]] == [2] * 7
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["--column", "part"], 1, "no column 'part' with published parts; nearest: patient, official_part"),
+        (
+            ["--column", "stratum"],
+            1,
+            "has 'II' in the column 'stratum'; train, training, val, validation, test expected",
+        ),
+        (["--column", "official_part", "--folds", "8"], 1, "7 patient(s) cannot fill 8 parts"),
+        (["--column", "official_part", "--folds", "2", "--test-fraction", "0.2"], 2, "exclude each other"),
+    ],
+)
+def test_columns_that_are_no_split(published, words, status, message):
+    result = run(published, *words)
+    assert result.exit_code == status
+    assert message in result.stderr
+    assert not (published / "splits.json").exists()

@@ -81,8 +81,8 @@ def build(path: Path | str, source: Path, out: Path, **more: Any) -> BuildResult
 def test_a_few_lines_make_a_dataset(source: Path, tmp_path: Path, recipe: Callable[..., Path]) -> None:
     out = tmp_path / "out"
     words = ["build", str(recipe(LESIONS)), str(source), str(out), "--jobs", "2", "--keep-identifiers"]
-    done = subprocess.run([sys.executable, "-m", "data_prep", *words], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    done = CliRunner().invoke(main, words)
+    assert (done.exit_code, done.stderr) == (0, "")
     dataset = DatasetFolder(out)
     assert dataset.manifest["recipe"] == "ms_lesions"
     assert (dataset.channel_names, dataset.labels) == (["FLAIR", "T1"], {"background": 0, "lesion": 1})
@@ -514,16 +514,13 @@ def pairs(tmp_path: Path) -> Path:
     return tmp_path / "pairs"
 
 
-@pytest.mark.parametrize("suffix", ["", ":Brightened"])
 def test_a_class_in_a_file_is_a_recipe_with_options_and_workers(
-    pairs: Path, tmp_path: Path, recipe: Callable[..., Path], suffix: str
+    pairs: Path, tmp_path: Path, recipe: Callable[..., Path]
 ) -> None:
-    path = recipe(OWN, "own.py")
-    words = [f"{path}{suffix}", str(pairs), str(tmp_path / "out"), "--factor", "3", "--jobs", "2", "--keep-identifiers"]
-    done = subprocess.run(
-        [sys.executable, "-m", "data_prep", "build", *words, "--no-report"], capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    path = f"{recipe(OWN, 'own.py')}:Brightened"
+    words = [path, str(pairs), str(tmp_path / "out"), "--factor", "3", "--jobs", "2", "--keep-identifiers"]
+    done = CliRunner().invoke(main, ["build", *words, "--no-report"])
+    assert (done.exit_code, done.stderr) == (0, "")
     dataset = DatasetFolder(tmp_path / "out")
     assert [voxels(dataset.image_paths(case)[0])[0, 0, 0] for case in dataset.cases["case"]] == [3, 6, 9]
     assert list(dataset.cases["who"]) == ["a0", "a1", "a2"]
@@ -590,6 +587,19 @@ def test_a_file_that_is_no_recipe_is_refused_in_one_line(
     assert message in done.stderr
 
 
+@pytest.mark.long
+def test_recipes_of_files_travel_over_a_cluster(
+    source: Path, pairs: Path, tmp_path: Path, recipe: Callable[..., Path]
+) -> None:
+    pytest.importorskip("ray")
+    for path, of, n_cases in ((recipe(LESIONS), source, 3), (recipe(OWN, "own.py"), pairs, 3)):
+        words = ["build", str(path), str(of), str(tmp_path / path.stem / path.suffix), "--ray", "local", "--no-report"]
+        (tmp_path / path.stem).mkdir(exist_ok=True)
+        done = subprocess.run([sys.executable, "-m", "data_prep", *words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert f"{n_cases} built" in done.stdout
+
+
 def test_options_of_a_class_are_checked(pairs: Path, tmp_path: Path, recipe: Callable[..., Path]) -> None:
     path = recipe(OWN, "own.py")
     done = CliRunner().invoke(main, ["build", str(path), str(pairs), str(tmp_path / "out"), "--factor", "0"])
@@ -606,3 +616,57 @@ def test_no_recipe_of_medseg_looks_like_a_file() -> None:
     from data_prep.recipes.from_file import names_a_file
 
     assert not any(map(names_a_file, RECIPES))
+
+
+# The examples of the documentation
+
+HOW_TO = Path(__file__).parents[2] / "docs" / "how_to"
+
+
+def test_the_example_in_yaml(tmp_path: Path) -> None:
+    x, y, z = np.mgrid[-1:1:24j, -1:1:24j, -1:1:24j]
+    body = ((x**2 + 2 * y**2 + z**2 < 0.6) + (np.hypot(x - 0.3, z) < 0.2)).astype(np.float32)
+    affine, table = np.diag([4.0, 4, 4, 1]), np.diag([4.0, 4, 4, 1])
+    table[0, 3] = 6  # the same body, 6 mm further to the right
+    for visit, scan in (("Doe/2019", "3d"), ("Doe/2021", "3d"), ("Roe/2020", "se")):
+        folder = tmp_path / "archive" / visit
+        save(folder / "flair.nii.gz", body, affine)
+        save(folder / f"t1_{scan}.nii.gz", 2 - body, table)
+        save(folder / "lesion.nii.gz", (body > 1).astype(np.uint8), affine)
+    words = ["build", str(HOW_TO / "recipes/ms_lesions.yaml"), str(tmp_path / "archive"), str(tmp_path / "dataset")]
+    done = CliRunner().invoke(main, [*words, "--jobs", "1", "--no-report"])
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.endswith("dataset: 3 built\n")
+    dataset = DatasetFolder(tmp_path / "dataset")
+    assert sorted(dataset.cases["patient"].value_counts()) == [1, 2]
+    assert list(dataset.cases["T1_kind"]) == ["rigid"] * 3
+    assert list(dataset.cases["T1_translation_mm"]) == [pytest.approx(6, abs=0.5)] * 3
+    assert len(list((dataset.root / "attachments").glob("*_T1_to_FLAIR.tfm"))) == 3
+
+
+def test_the_example_in_python(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for name, brightest in (("A_1", 100), ("A_2", 160), ("B_1", 140)):
+        Image.fromarray(np.full((4, 5), brightest, np.uint8)).save(tmp_path / "pictures" / f"{name}.png")
+    words = ["build", str(HOW_TO / "recipes/brightest.py"), str(tmp_path / "pictures"), str(tmp_path / "dataset")]
+    done = CliRunner().invoke(main, [*words, "--above", "150", "--jobs", "1", "--no-report"])
+    assert (done.exit_code, done.stderr) == (0, "note: 1 of 3 pictures are bright\n")
+    assert sorted(DatasetFolder(tmp_path / "dataset").cases["class"]) == ["bright", "dark", "dark"]
+
+
+def test_what_the_page_shows_is_right() -> None:
+    page = (HOW_TO / "write_a_recipe.md").read_text()
+    shown = [block.split("```")[0] for block in page.split("```yaml\n")[1:]]
+    whole = [block for block in shown if block.startswith("name:")]
+    assert [read_description("page.yaml", block).name for block in whole] == ["tumors", "nodules"]
+    lesions = (HOW_TO / "recipes/ms_lesions.yaml").read_text()
+    described = read_description("page.yaml", lesions + "".join(set(shown) - set(whole)))
+    assert [transform["_target_"].rpartition(".")[2] for transform in described.transforms] == [
+        "N4BiasFieldCorrectiond",
+        "CropForegroundd",
+    ]
+    with pytest.raises(ConfigError) as caught:
+        read_description("ms_lesions.yaml", lesions.replace("T1: rigid", "T1: rigit"))
+    assert f"error: {caught.value}\n" in page
+    for key in KEYS:
+        assert f"\n| `{key}` | " in page
