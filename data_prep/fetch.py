@@ -271,6 +271,8 @@ def _attempt(item: Download, part: Path, about: Path, dest: Path, advance: Calla
         if start != done:
             done = 0
         _check_room(dest, item, done, total)
+        if not done:
+            part.unlink(missing_ok=True)  # before what is known of it changes: a kill in between must not mix two files
         about.write_text(json.dumps({"url": item.url, "validator": _validator(response.headers)}), encoding="utf-8")
         with part.open("ab" if done else "wb") as file:
             advance(done, total)

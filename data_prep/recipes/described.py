@@ -236,7 +236,8 @@ class DescribedRecipe(Recipe):
                 continue
             from medseg.transforms import Registerd
 
-            result = Registerd(name, to, method, mask_keys={name: label})(data)
+            given: dict[Any, Any] = dict(data)
+            result: dict[Any, Any] = Registerd(name, to, method, mask_keys={name: label})(given)
             registration = result.pop(f"{name}_registration")
             data |= result
             columns |= registration.columns(f"{name}_")

@@ -93,7 +93,7 @@ def check_dataset(
         categories = [column for column in ("class", "stratum") if column in folder.cases]
         problems += check_balance(folder.cases, members(sound), labels, categories)
     count = Counter((problem.severity, problem.case) for problem in problems)
-    return sorted(problems, key=lambda found: (found))
+    return sorted(problems, key=lambda found: (found.severity != ERROR, -count[found.severity, found.case], found))
 
 
 def _attachments(folder: DatasetFolder) -> tuple[dict[str, list[str]], list[Problem]]:

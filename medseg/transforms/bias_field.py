@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Below this many voxels an axis is not shrunk: the finest of the four levels has 8 spans along it, 4 voxels each.
 _LEAST_VOXELS = 32
 _SPLINE_ORDER = 3
+_THREADS = 4
 
 _threads_lock = threading.Lock()
 _threads_users = 0
@@ -29,10 +30,10 @@ class N4BiasFieldCorrection(Transform):
     """Divide an MR image by its bias field, estimated with ITK's N4 filter.
 
     The log field is estimated on a part of the voxels, evenly spread from the first to the last along each axis. Its
-    B-spline is evaluated on the full grid, so the image is divided by the field at full resolution and never resampled.
-    All other defaults are SimpleITK's: ``shrink_factor=1`` gives what `SimpleITK.N4BiasFieldCorrection` does with Otsu's
-    mask. The default of 3.5 is more than ten times faster, and the coefficient of joint variation of two tissues is
-    within 2 % of that at full resolution (``benchmarks/n4``).
+    B-spline is evaluated on the full grid, so the image is divided by a field at full resolution and never resampled.
+    All other defaults are SimpleITK's: ``shrink_factor=1`` gives what `SimpleITK.N4BiasFieldCorrection` does with the
+    mask of Otsu. The default of 3.5 is more than ten times faster, and the coefficient of joint variation of two
+    tissues is within 2 % of that at full resolution (``benchmarks/n4``).
 
     N4 works on logarithms. Voxels at or below 0 have none: they never count for the field, whatever the mask says, and
     are divided by it like all others. (ITK itself would take 0 for the logarithm of 0.) The unit of brightness does not
@@ -41,8 +42,8 @@ class N4BiasFieldCorrection(Transform):
     The control points are counted along each axis, so neither spacing nor direction has an influence on the field, and
     an image without geometry gets the same result. An axis of one voxel is left out: a flat image has a 2D field.
 
-    The result does not depend on the number of threads: ITK adds up in another order with every number of them, so
-    SimpleITK's global number is set to 1 meanwhile.
+    The result does not depend on the machine: ITK adds up in another order for every number of threads, so SimpleITK's
+    global number is set to 4 meanwhile, however many cores there are.
 
     Args:
         shrink_factor: an axis of n voxels keeps n / shrink_factor of them, but at least 32 (thick slices are not
@@ -164,7 +165,7 @@ class N4BiasFieldCorrection(Transform):
         n4.SetNumberOfControlPoints([self.number_of_control_points] * flat.ndim)
         n4.SetSplineOrder(_SPLINE_ORDER)
         n4.SetBiasFieldFullWidthAtHalfMaximum(self.bias_field_full_width_at_half_maximum)
-        with _one_thread():
+        with _fixed_threads():
             n4.Execute(_to_itk(few), _to_itk(counted.astype(np.uint8)))
             # The lattice of control points spans the grid from its first to its last voxel, as `_spread` does.
             log_field = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(_to_itk(flat))).T
@@ -258,15 +259,15 @@ def _to_itk(array: np.ndarray) -> "sitk.Image":
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let ITK's filters, those inside N4 too, use one thread, and the former number of them afterwards."""
+def _fixed_threads() -> Iterator[None]:
+    """Let ITK's filters, those inside N4 too, use as many threads everywhere, and as many as before afterwards."""
     import SimpleITK as sitk
 
     global _threads_users, _threads_before
     with _threads_lock:
         if not _threads_users:
             _threads_before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-            sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+            sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(_THREADS)
         _threads_users += 1
     try:
         yield

@@ -299,6 +299,26 @@ def test_what_is_wrong_with_a_case_is_said(tmp_path: Path, knees: dict[str, Any]
     assert re.search(message, failed.what), failed.what
 
 
+@pytest.mark.parametrize("what", ["no voxels", "a bone missing", "interpolated"])
+def test_a_failure_tells_nobody_s_name(tmp_path: Path, knees: dict[str, Any], what: str) -> None:
+    write_knee(tmp_path / "s" / "WEBERS", "MUELLER1", knees["jopp"])
+    write_knee(tmp_path / "t", "a", knees["jopp"])
+    SPOILT[what][0](tmp_path / "t", knees["jopp"])
+    for path in (tmp_path / "t").iterdir():
+        name = path.name.replace("a", "SCHMIDT-2", 1)
+        if path.suffix == ".mhd":
+            path.write_text(path.read_text().replace(f"= {path.stem}.", f"= {Path(name).stem}."))
+        (tmp_path / "s" / "KELLER").mkdir(exist_ok=True)
+        path.rename(tmp_path / "s" / "KELLER" / name)
+    result = CliRunner().invoke(main, ["build", "knee", str(tmp_path / "s"), str(tmp_path / "out"), "--jobs", "1"])
+    assert result.exit_code == 1, result.output
+    assert "1 built, 1 failed" in result.stdout
+    texts = [file.read_text() for file in (tmp_path / "out").iterdir() if file.suffix in (".json", ".csv", ".html")]
+    written = "".join([result.output, *texts])
+    for name in ("MUELLER", "SCHMIDT", "WEBER", "KELLER"):
+        assert name not in written
+
+
 def test_the_bias_field_can_be_corrected(tmp_path: Path, knees: dict[str, Any]) -> None:
     write_knee(tmp_path / "s", "a", knees["jopp"])
     variation = []

@@ -592,12 +592,12 @@ def test_recipes_of_files_travel_over_a_cluster(
     source: Path, pairs: Path, tmp_path: Path, recipe: Callable[..., Path]
 ) -> None:
     pytest.importorskip("ray")
-    for path, of, n_cases in ((recipe(LESIONS), source, 3), (recipe(OWN, "own.py"), pairs, 3)):
-        words = ["build", str(path), str(of), str(tmp_path / path.stem / path.suffix), "--ray", "local", "--no-report"]
-        (tmp_path / path.stem).mkdir(exist_ok=True)
+    for path, of in ((recipe(LESIONS), source), (recipe(OWN, "own.py"), pairs)):
+        out = tmp_path / f"out_of_{path.suffix.strip('.')}"
+        words = ["build", str(path), str(of), str(out), "--ray", "local", "--no-report"]
         done = subprocess.run([sys.executable, "-m", "data_prep", *words], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert f"{n_cases} built" in done.stdout
+        assert f"{out.name}: 3 built" in done.stdout
 
 
 def test_options_of_a_class_are_checked(pairs: Path, tmp_path: Path, recipe: Callable[..., Path]) -> None:

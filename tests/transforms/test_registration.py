@@ -113,7 +113,9 @@ def test_a_known_motion_is_found_between_contrasts_on_different_oblique_grids(ki
     # The image that came out is the moving one at those points.
     np.testing.assert_array_equal(image.affine, fixed.affine)
     assert image.shape == fixed.shape
-    assert np.corrcoef(image.numpy().ravel(), sharp.numpy().ravel())[0, 1] > 0.97
+    head = (fixed[0].numpy() > 100).ravel()
+    found = carried(registration, centers(fixed)[head])
+    np.testing.assert_allclose(image[0].numpy().ravel()[head], sampled(moving, found), atol=0.5)
     figures = registration.figures
     angle = np.degrees(np.arccos((np.trace(np.linalg.svd(motion[0])[0] @ np.linalg.svd(motion[0])[2]) - 1) / 2))
     assert figures["rotation_deg"] == pytest.approx(angle, abs=0.5)
@@ -127,7 +129,7 @@ def test_a_known_deformation_is_found():
     moving = phantom((48, 44, 24), oblique(spacing=(2.0, 2.0, 4.0)), contrast="t2")
     bspline = sitk.BSplineTransformInitializer(module._grid(fixed_still, "it"), [2, 2, 2])
     rng = np.random.default_rng(0)
-    bspline.SetParameters(rng.uniform(-7, 7, bspline.GetNumberOfParameters()).tolist())
+    bspline.SetParameters(rng.uniform(-9, 9, bspline.GetNumberOfParameters()).tolist())
     truth = Registration("bspline", module._written(bspline))
     fixed = truth.apply(fixed_still, fixed_still)
 
@@ -137,8 +139,8 @@ def test_a_known_deformation_is_found():
     expected = carried(truth, points)
     start = np.linalg.norm(points - expected, axis=1)
     error = np.linalg.norm(carried(registration, points) - expected, axis=1)
-    assert error.mean() < 0.3 * start.mean(), (start.mean(), error.mean())
-    assert error.mean() < 0.8
+    assert start.mean() > 2
+    assert error.mean() < 0.8, (start.mean(), error.mean())
     assert 0.1 < registration.figures["jacobian_min"] < 1
     assert image.shape == fixed.shape
 
@@ -295,7 +297,7 @@ def test_a_worse_result_is_refused_with_its_figures(monkeypatch):
     fixed, moving = phantom(), phantom(contrast="t2")
     monkeypatch.setattr(module, "_optimized", lambda f, m, start, *_, **__: moved_by(start, 12))
     with pytest.raises(
-        GeometryError, match=r"worse than the headers alone: mutual_information_before 0\.\d+, mut"
+        GeometryError, match=r"worse than the headers alone: mutual_information_before 1\.\d+, mut"
     ) as e:
         Register()(moving, fixed)
     assert "translation_mm 12" in str(e.value)
@@ -325,7 +327,7 @@ def test_a_fold_is_refused(monkeypatch):
         if not isinstance(start, sitk.BSplineTransform):
             return real(fixed, moving, start, *rest, **named)
         values = np.zeros(start.GetNumberOfParameters())
-        values[len(values) // 6] = 90.0
+        values[len(values) // 6] = 200.0  # a control point in the middle, along x
         start.SetParameters(values.tolist())
         return start
 
