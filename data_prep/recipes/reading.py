@@ -126,12 +126,14 @@ def renumber(label: "MetaTensor", plan: Plan) -> "MetaTensor":
 
     values = label.as_tensor()
     numbers = {int(key): number for key, number in plan.remapped.items()} or {n: n for n in plan.labels.values()}
-    unknown = sorted(set(values.unique().tolist()) - set(numbers))
-    if unknown:
-        raise DatasetError(f"the label holds the values {unknown}: expected {sorted(numbers)}")
-    result = torch.zeros(values.shape, dtype=torch.uint8)
+    result, known = torch.zeros(values.shape, dtype=torch.uint8), 0
     for value, number in numbers.items():
-        result[values == value] = number
+        inside = values == value
+        known += int(inside.sum())
+        result.masked_fill_(inside, number)
+    if known < values.numel():
+        unknown = sorted(set(values.unique().tolist()) - set(numbers))
+        raise DatasetError(f"the label holds the values {unknown}: expected {sorted(numbers)}")
     return MetaTensor(result, affine=label.affine)
 
 

@@ -44,7 +44,7 @@ class ContentCacheDataset(SeededDataset):
     - the item: its values, and the content of every file that it names (a path, a list of paths, a folder; with an MHD
       or NRRD header or a pair of HDR and IMG also the file of the voxels);
     - the transforms up to the first random one, in their order: class and attributes, to any depth, and the content of
-      the files that they name;
+      the files and folders that they name (a folder by a `Path` or a text with a separator);
     - the code: versions of the libraries, and the source of medseg and of modules that are not installed packages;
     - whether MONAI tracks metadata.
 
@@ -187,14 +187,14 @@ class ContentCacheDataset(SeededDataset):
         described = []
         for number, transform in enumerate(self.transform.transforms[:first]):
             try:
-                described.append(describe(transform))
+                described.append(describe(transform, folders=False))
             except MedsegError as error:
                 raise ConfigError(
                     f"transform {number} ({type(transform).__name__}) comes before the first random one and cannot be "
                     f"cached: {error}"
                 ) from error
         compose = self.transform
-        settings = [compose.map_items, compose.unpack_items, compose.lazy, describe(compose.overrides)]
+        settings = [compose.map_items, compose.unpack_items, compose.lazy, describe(compose.overrides, folders=False)]
         return _hash([_FORMAT.decode(), versions(), get_track_meta(), settings, described])
 
 

@@ -37,12 +37,17 @@ _SETTLED_NS = 2_000_000_000
 _hashes: dict[tuple[int, ...], str] = {}
 
 
-def describe(value: Any) -> Any:
+def describe(value: Any, folders: bool = True) -> Any:
     """Describe a value as what JSON can hold, the same for the same content in every process.
 
-    A text or path that names a file or folder is described by its content too. Arrays and tensors are their bytes;
+    A text or path that names a file or folder is described by its content too; the keys of a dictionary name none. Arrays and tensors are their bytes;
     functions and classes are their name and the code or version of their package; other objects are their class and
     their attributes.
+
+    Args:
+        value: what to describe.
+        folders: whether a mere name may name a folder. Else a folder is one with a separator (``./atlas``) or a `Path`,
+            so that the key ``"label"`` of a transform is no folder that happens to lie in the working directory.
 
     Raises:
         ConfigError: something without a name or with hidden state: a lambda, a function within a function, a generator.
@@ -56,46 +61,46 @@ def describe(value: Any) -> Any:
         medseg.errors.ConfigError: <lambda> of ... cannot be told from another: expected a function ... with a name ...
     """
     try:
-        return _describe(value)
+        return _describe(value, folders)
     except RecursionError:
         raise ConfigError(f"{type(value).__name__}: refers to itself, so its content cannot be described") from None
 
 
-def _describe(value: Any) -> Any:
+def _describe(value: Any, folders: bool) -> Any:
     kind = type(value)
     if value is None or kind in (bool, int, float):
         return value
     if kind is str or isinstance(value, os.PathLike):
-        content = _content(os.fspath(value))
+        content = _content(os.fspath(value), folders or kind is not str)
         name = value if kind is str else [kind.__name__, os.fspath(value)]
         return name if content is None else ["file", name, content]
     if isinstance(value, enum.Enum):
         return ["enum", _named(kind), value.name]
     if isinstance(value, torch.Tensor | np.ndarray | np.generic):
-        return _describe_array(value)
+        return _describe_array(value, folders)
     if isinstance(value, list | tuple | set | frozenset | Mapping):
-        return _describe_container(value)
+        return _describe_container(value, folders)
     if kind in (bytes, complex, range, slice, torch.dtype, torch.device) or isinstance(value, np.dtype):
         return [kind.__name__, repr(value)]
     if kind is re.Pattern:
         return ["pattern", repr(value.pattern), value.flags]
     if isinstance(value, MethodType):
-        return ["method", _describe(value.__self__), value.__name__]
+        return ["method", _describe(value.__self__, folders), value.__name__]
     if kind is functools.partial:
-        return ["partial", _describe(value.func), _describe(value.args), _describe(value.keywords)]
+        return ["partial", *(_describe(part, folders) for part in (value.func, value.args, value.keywords))]
     if isinstance(value, type) or hasattr(value, "__qualname__"):
         return ["name", *_named(value)]
-    return ["object", _named(kind), _describe(_state(value))]
+    return ["object", _named(kind), _describe(_state(value), folders)]
 
 
-def _describe_array(value: Any) -> Any:
+def _describe_array(value: Any, folders: bool) -> Any:
     kind = type(value).__name__
     if isinstance(value, torch.Tensor):
         plain = value.as_subclass(torch.Tensor).detach().cpu().contiguous()
         digest = hashlib.sha256(plain.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
         described = [kind, str(value.dtype), str(value.device), list(value.shape), digest]
         if isinstance(value, MetaTensor):
-            described += [_describe(dict(value.meta)), _describe(list(value.applied_operations))]
+            described += [_describe(part, folders) for part in (dict(value.meta), list(value.applied_operations))]
         return described
     array = np.ascontiguousarray(value)
     if array.dtype.hasobject:
@@ -103,12 +108,14 @@ def _describe_array(value: Any) -> Any:
     return [kind, repr(array.dtype), list(np.shape(value)), hashlib.sha256(array.tobytes()).hexdigest()]
 
 
-def _describe_container(value: Any) -> Any:
+def _describe_container(value: Any, folders: bool) -> Any:
     kind = type(value)
     name = kind.__name__ if kind.__module__ == "builtins" else _named(kind)
     if isinstance(value, Mapping):
-        return [name, sorted(([_describe(key), _describe(item)] for key, item in value.items()), key=repr)]
-    items = [_describe(item) for item in value]
+        keys = [key if type(key) is str else _describe(key, folders) for key in value]
+        items = [_describe(item, folders) for item in value.values()]
+        return [name, sorted(map(list, zip(keys, items, strict=True)), key=repr)]
+    items = [_describe(item, folders) for item in value]
     return [name, sorted(items, key=repr) if isinstance(value, set | frozenset) else items]
 
 
@@ -185,7 +192,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _content(name: str) -> Any:
+def _content(name: str, folders: bool) -> Any:
     """Return the hashes of the files that a text names, None where it names none."""
     try:
         path = Path(name).expanduser()  # as MONAI's LoadImage does
@@ -194,6 +201,8 @@ def _content(name: str) -> Any:
     except (OSError, ValueError, RuntimeError):  # too long, with a zero byte, or with the home of nobody
         return None
     if path.is_dir():
+        if name in (os.curdir, os.pardir) or not (folders or os.sep in name):
+            return None
         return [[str(file.relative_to(path)), file_hash(file)] for file in _files_below(path)]
     return [file_hash(path), *([file.name, file_hash(file)] for file in _companions(path))]
 

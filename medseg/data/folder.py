@@ -358,7 +358,12 @@ def _measure(
     """Volumes and hash of a label map, once it is certain that it holds nothing but ``labels``."""
     if mask.shape != shape:
         raise DatasetError(f"{case}: image of shape {shape}, label of shape {mask.shape}")
-    values, counts = np.unique(mask, return_counts=True)
+    if mask.dtype == np.uint8:  # sorting a large volume takes seconds
+        counts = np.bincount(mask.ravel(), minlength=1)
+        values = np.nonzero(counts)[0]
+        counts = counts[values]
+    else:
+        values, counts = np.unique(mask, return_counts=True)
     unknown = set(values.tolist()) - set(labels.values())
     if unknown:
         raise DatasetError(f"{case}: label values {sorted(unknown)} are not among {dict(labels)}")

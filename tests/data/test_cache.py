@@ -246,6 +246,27 @@ def test_the_file_that_a_transform_names_counts(tmp_path):
     assert describe(Made(str(statistics))) != before
 
 
+def test_the_name_of_a_folder_is_a_folder_in_an_item_and_a_key_in_a_transform(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "image").mkdir()
+
+    def keys(item, **attributes):
+        transform = Made(1)
+        vars(transform).update(attributes)
+        return ContentCacheDataset([item], [transform], tmp_path / "cache").key(0)
+
+    chosen = [
+        ({"x": "image"}, {}),
+        ({"image": 1}, {"keys": ("image",), "sep": "."}),
+        ({}, {"atlas": "./image"}),
+        ({}, {"atlas": Path("image")}),
+    ]
+    before = [keys(item, **attributes) for item, attributes in chosen]
+    (tmp_path / "image" / "1").write_bytes(b"1")
+    after = [keys(item, **attributes) for item, attributes in chosen]
+    assert [one == other for one, other in zip(before, after, strict=True)] == [False, True, False, False]
+
+
 def test_the_home_folder_is_found_as_monai_finds_it(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.bin").write_bytes(b"1")

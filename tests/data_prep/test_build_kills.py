@@ -152,6 +152,17 @@ def test_large_tasks_and_results_do_not_block_each_other() -> None:
     assert {len(result) for result in results.values()} == {6_000_000}
 
 
+def test_tasks_that_wait_behind_a_dying_worker_are_not_lost() -> None:
+    die = "__import__('os')._exit(3)"
+    tasks = [(n, (die if n % 5 == 0 else str(n),)) for n in range(20)]
+    with Workers(2) as workers:
+        results = dict(workers.each(eval, tasks, ahead=6))
+    dead = {n for n, result in results.items() if isinstance(result, WorkerDied)}
+    assert dead == {0, 5, 10, 15}
+    assert {n: result for n, result in results.items() if n not in dead} == {n: n for n in range(20) if n % 5}
+    assert workers.retried == {}
+
+
 def test_no_more_tasks_are_taken_than_there_are_workers() -> None:
     taken, most = 0, 0
 

@@ -45,7 +45,7 @@ def simpleitk_default(image, mask=None):
     return sitk.GetArrayFromImage(sitk.N4BiasFieldCorrection(itk, mask))
 
 
-@pytest.mark.parametrize("shape", [(40, 36, 10), (40, 36)])
+@pytest.mark.parametrize("shape", [(28, 26, 8), (40, 36)])
 def test_at_full_resolution_it_is_simpleitks_default(shape):
     image = phantom(shape)[2]
     ours = N4BiasFieldCorrection(shrink_factor=1)(image[None])[0]
@@ -53,7 +53,7 @@ def test_at_full_resolution_it_is_simpleitks_default(shape):
 
 
 def test_at_full_resolution_with_a_mask_it_is_simpleitks_default():
-    tissue, _, image = phantom()
+    tissue, _, image = phantom((28, 26, 8))
     ours = N4BiasFieldCorrection(shrink_factor=1)(image[None], mask=tissue > 50)[0]
     np.testing.assert_allclose(ours, simpleitk_default(image, tissue > 50), rtol=1e-4)
 
