@@ -134,15 +134,9 @@ _IDENTIFIERS = (
 _NUMBERS = ("PatientID", "OtherPatientIDs", "AccessionNumber")
 #: Dates, which are written in many ways.
 _DATES = ("PatientBirthDate", "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate")
-_DATE_FORMS = (
-    "{y}{m}{d}",
-    "{y}-{m}-{d}",
-    "{y}.{m}.{d}",
-    "{y}/{m}/{d}",
-    "{y}_{m}_{d}",
-    "{d}{m}{y}",
-    "{m}{d}{y}",
-) + tuple(form.replace("?", sign) for form in ("{d}?{m}?{y}", "{m}?{d}?{y}") for sign in ".-/_")
+_DATE_FORMS = tuple(
+    form.replace("?", sign) for form in ("{y}?{m}?{d}", "{d}?{m}?{y}", "{m}?{d}?{y}") for sign in ("", *".-/_")
+)
 #: Names of people, each of whose words is an identifier too.
 _NAMES = ("PatientName", "OtherPatientNames", "PatientBirthName", "ReferringPhysicianName", "OperatorsName")
 

@@ -3,8 +3,8 @@
     python benchmarks/cohort/measure.py
 
 A source of 2,000 cases (noise and its label, NIfTI, gzipped) is made in a temporary folder: once with 64 × 64 × 16
-voxels, once with 96 × 96 × 32. `data_prep build folder` makes a dataset of it with 1, 2, … jobs, each run a process of its
-own from the start of Python on; with `--jobs 1` no other process is at work, and the others are compared with that time.
+voxels, once with 96 × 96 × 32. `data_prep build folder` makes a dataset of it with 1, 2, … jobs, each run a process of
+its own from the start of Python on; with `--jobs 1` no other process is at work, and the others are compared with that.
 Each is run several times and the least counts. At last one run makes report.html of the finished dataset. Every process
 that makes cases imports MONAI first (`import_monai_s`), all at the same time: of tiny cases that is a notable part.
 

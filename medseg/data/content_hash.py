@@ -40,9 +40,9 @@ _hashes: dict[tuple[int, ...], str] = {}
 def describe(value: Any, folders: bool = True) -> Any:
     """Describe a value as what JSON can hold, the same for the same content in every process.
 
-    A text or path that names a file or folder is described by its content too; the keys of a dictionary name none. Arrays and tensors are their bytes;
-    functions and classes are their name and the code or version of their package; other objects are their class and
-    their attributes.
+    A text or path that names a file or folder is described by its content too; the keys of a dictionary name none.
+    Arrays and tensors are their bytes; functions and classes are their name and the code or version of their package;
+    other objects are their class and their attributes.
 
     Args:
         value: what to describe.
@@ -201,7 +201,7 @@ def _content(name: str, folders: bool) -> Any:
     except (OSError, ValueError, RuntimeError):  # too long, with a zero byte, or with the home of nobody
         return None
     if path.is_dir():
-        if name in (os.curdir, os.pardir) or not (folders or os.sep in name):
+        if not (folders or os.sep in name):
             return None
         return [[str(file.relative_to(path)), file_hash(file)] for file in _files_below(path)]
     return [file_hash(path), *([file.name, file_hash(file)] for file in _companions(path))]

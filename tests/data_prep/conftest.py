@@ -8,6 +8,9 @@ import pydicom
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
+#: Programs that tests run, and what they import: no tests.
+collect_ignore = ["full_disk.py", "light_recipe.py", "on_a_cluster.py"]
+
 
 @pytest.fixture(scope="session")
 def write_series() -> Callable[..., list[Path]]:

@@ -127,7 +127,8 @@ def test_nothing_of_a_petct_cohort_tells_who_it_is(sandbox: Path, tmp_path: Path
         assert call(sandbox, *words[:3], "other", *wrong).returncode == 1
     assert leaks(sandbox, source) == []
     known = (sandbox / "work" / "out.key").read_text()
-    assert "SECRET-471108151" in known and "Mustermann Erika 19620812 471108151 Radiumklinikken/CT/" in known
+    assert "SECRET-471108151" in known
+    assert "Mustermann Erika 19620812 471108151 Radiumklinikken/CT/" in known
     assert (sandbox / "work" / "out.key").stat().st_mode & 0o777 == 0o600
 
 
