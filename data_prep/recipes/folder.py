@@ -108,8 +108,11 @@ class FolderRecipe(Recipe):
             elif -1 not in numbered and sorted(numbered) != list(range(len(numbered))):
                 given = ", ".join(f"_{number:04d}" for number in sorted(numbered))
                 problem = f"channels {given} are there: expected _0000 and on without a gap"
+            patient = self._patient(stem)
+            if patient is None:
+                problem = f"--patient-pattern {self.options.patient_pattern!r} does not fit its name"
             sources = {f"channel {number}": tuple(group) for number, group in enumerate(groups)}
-            cases.append(Case(stem, self._patient(stem), {**sources, "label": tuple(labels[stem])}, problem))
+            cases.append(Case(stem, patient or stem, {**sources, "label": tuple(labels[stem])}, problem))
         for stem in sorted(set(labels) - {case.name for case in cases}):
             unpaired.append(Unpaired(tuple(labels[stem]), "label without an image"))
         if not cases:
@@ -168,13 +171,12 @@ class FolderRecipe(Recipe):
         label = renumber(read_mask(case.sources["label"], image), plan)
         return Sample(*respaced(image, label, self.options.spacing))
 
-    def _patient(self, stem: str) -> str:
+    def _patient(self, stem: str) -> str | None:
+        """The patient of a case by its name, None where the pattern does not fit."""
         if self.options.patient_pattern is None:
             return stem
         match = re.search(self.options.patient_pattern, stem)
-        if match is None or match[1] is None:
-            raise ConfigError(f"--patient-pattern: {self.options.patient_pattern!r} does not fit the case {stem}")
-        return match[1]
+        return match[1] if match is not None else None
 
 
 def _ambiguous(groups: list[list[Path]], source: Path) -> str:

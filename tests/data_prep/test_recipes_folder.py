@@ -167,6 +167,20 @@ def test_numbered_files_are_channels_of_one_case(tmp_path: Path) -> None:
         build(source, tmp_path / "three", channel=("a", "b", "c"))
 
 
+def test_channels_on_two_grids_are_refused(tmp_path: Path) -> None:
+    source, shifted = tmp_path / "s", AFFINE.copy()
+    shifted[2, 3] += 3
+    for name in ("good", "bad"):
+        save_pair(source, name)
+        image = source / "images" / f"{name}.nii.gz"
+        for channel, affine in enumerate((AFFINE, shifted if name == "bad" else AFFINE)):
+            save(source / "images" / f"{name}_{channel:04d}.nii.gz", voxels(image), affine)
+        image.unlink()
+    result = build(source, tmp_path / "out")
+    assert [problem.case for problem in result.failed] == ["bad"]
+    assert "channel 1 lies up to 3 mm away from channel 0" in result.failed[0].what
+
+
 def test_two_files_of_one_name_are_not_chosen_from(tmp_path: Path) -> None:
     save_pair(tmp_path / "s", "a")
     save_pair(tmp_path / "s", "b")
@@ -187,7 +201,7 @@ def test_patients_are_told_from_names(tmp_path: Path) -> None:
     cases = DatasetFolder(tmp_path / "hidden").cases
     assert sorted(cases["patient"].value_counts()) == [1, 2]
     assert cases["case"].is_unique
-    with pytest.raises(ConfigError, match="does not fit the case p1_scan1"):
+    with pytest.raises(DatasetError, match="does not fit its name"):
         build(tmp_path / "s", tmp_path / "x", patient_pattern="(q)")
     for pattern in ("p[0-9]+", "("):
         with pytest.raises(ConfigError, match="--patient-pattern"):
