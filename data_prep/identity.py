@@ -144,7 +144,7 @@ _NAMES = ("PatientName", "OtherPatientNames", "PatientBirthName", "ReferringPhys
 def identifying_words(header: "Dataset") -> set[str]:
     """What a DICOM header says of who the patient is and when they were seen, for :func:`mask`.
 
-    The digits of a PatientID count by themselves where there are four or more, and so do the usual ways to write a date.
+    Four digits or more of a PatientID count by themselves, and so do the usual ways to write a date.
 
     Example:
         >>> from pydicom import Dataset

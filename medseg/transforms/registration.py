@@ -115,7 +115,7 @@ class Registration:
             parsed = _parsed(result.transform)
             # ITK makes the identity of a transform with too few parameters.
             counts = [len(line.split()) - 1 for line in lines if line.startswith("Parameters:")]
-            if sum(counts) != parsed.GetNumberOfParameters():
+            if counts != _parameter_counts(parsed):
                 raise ValueError("parameters are missing")
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ReadError("not a transform in ITK's text format: expected the content of a .tfm file") from error
@@ -167,8 +167,8 @@ class Register(Transform):
     """Register a moving image to a fixed one of the same body, of any two contrasts, and bring it onto that grid.
 
     SimpleITK's registration: mutual information of 32 × 32 bins (Mattes), from coarse to full resolution, at 100,000
-    random points; for a B-spline at 5,000 new ones in each step, to a voxel of 2 mm. It starts where the headers say; or,
-    where that has more mutual information, with the centers of mass on each other. An affine or B-spline transform
+    random points; for a B-spline at 5,000 new ones in each step, to a voxel of 2 mm. It starts where the headers say;
+    or, where that has more mutual information, with the centers of mass on each other. An affine or B-spline transform
     starts from the rigid one. Seeds are fixed, and sums are made in one order: the same images give the same result,
     bit for bit, whatever the number of threads.
 
@@ -575,6 +575,13 @@ def _written(transform: "sitk.Transform") -> str:
         path = Path(folder) / "transform.tfm"
         sitk.WriteTransform(transform, str(path))
         return path.read_text("ascii")
+
+
+def _parameter_counts(transform: "sitk.Transform") -> list[int]:
+    import SimpleITK as sitk
+
+    parts = sitk.CompositeTransform(transform)
+    return [parts.GetNthTransform(index).GetNumberOfParameters() for index in range(parts.GetNumberOfTransforms())]
 
 
 def _parsed(text: str) -> "sitk.Transform":

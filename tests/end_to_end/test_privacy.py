@@ -163,3 +163,30 @@ def test_nothing_of_ready_files_tells_who_it_is(sandbox: Path, tmp_path: Path) -
     assert done.returncode == 1
     call(sandbox, "check", "out")
     assert leaks(sandbox, source, (*PLANTED, "alone")) == []
+
+
+DESCRIPTION = """
+name: described
+channels: {T1: "{patient}/T1_*.nii.gz"}
+label: {masks: {lesion: "{patient}/mask.nii.gz"}}
+"""
+
+
+def test_nothing_of_a_recipe_of_ones_own_tells_who_it_is(sandbox: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        folder = source / f"Mustermann Erika 47110815{number}"
+        folder.mkdir(parents=True)
+        mask = np.zeros((8, 8, 8), np.uint8)
+        mask[2:5, 2:5, 2:5] = 1
+        image = nib.Nifti1Image(rng.normal(size=mask.shape).astype(np.float32), np.eye(4))
+        nib.save(image, folder / "T1_19620812_Radiumklinikken.nii.gz")
+        nib.save(nib.Nifti1Image(mask * (1 + 0.5 * (number == 1)), np.eye(4)), folder / "mask.nii.gz")
+    (source / "Mustermann Erika 471108152" / "mask.nii.gz").unlink()
+    damaged = next((source / "Mustermann Erika 471108153").glob("T1*"))
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    (sandbox / "work" / "own.yaml").write_text(DESCRIPTION)
+    done = call(sandbox, "--debug", "build", "own.yaml", source, "out", "--jobs", 2)
+    assert "1 built, 2 failed, 1 unpaired" in done.stdout, done.stderr
+    assert leaks(sandbox, source) == []

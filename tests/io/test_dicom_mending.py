@@ -327,6 +327,7 @@ def test_a_missing_slice_of_the_prostate_is_interpolated(data):
 @pytest.mark.realdata
 def test_a_real_tilted_head_equals_dcm2niixs_correction(data, tmp_path):
     import dcm2niix
+
     folder = data / "dicom" / "mr_vendors" / "failing" / "gantrytilting" / "001"
     subprocess.run([dcm2niix.bin, "-z", "n", "-o", tmp_path, "-f", "head", folder], check=True, capture_output=True)
     reference = nib.as_closest_canonical(nib.load(tmp_path / "head_Tilt_1.nii"))

@@ -128,6 +128,7 @@ def test_a_time_series_of_mosaics(tmp_path, make_mosaics):
 
 def test_mosaics_equal_dcm2niixs_reading(tmp_path, make_mosaics):
     import dcm2niix
+
     stored = volumes(3, 7, 16, 16)
     make_mosaics(tmp_path / "in", stored)
     (tmp_path / "out").mkdir()
