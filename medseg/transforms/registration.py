@@ -133,7 +133,7 @@ class Registration:
                 ``"nearest"`` for masks: values and type are kept, and outside is 0.
 
         Returns:
-            [C, *spatial shape of fixed], with the affine of `fixed` and the other metadata of `image`.
+            [C, X, Y, Z] of the fixed grid, with the affine of `fixed` and the other metadata of `image`.
 
         Raises:
             ConfigError: for another mode.
@@ -196,11 +196,11 @@ class Register(Transform):
 
     Example:
         >>> x, y, z = np.mgrid[-1:1:24j, -1:1:24j, -1:1:24j]
-        >>> body = np.float32((x**2 + 2 * y**2 + z**2 < 0.6) + (np.hypot(x - 0.3, z) < 0.2))[None]
-        >>> fixed = MetaTensor(torch.from_numpy(body), affine=np.diag([4.0, 4, 4, 1]))
+        >>> body = (1.0 * (x**2 + 2 * y**2 + z**2 < 0.6) + (np.hypot(x - 0.3, z) < 0.2))[None]
+        >>> fixed = MetaTensor(torch.from_numpy(body).float(), affine=np.diag([4.0, 4, 4, 1]))
         >>> table = np.diag([4.0, 4, 4, 1])
         >>> table[0, 3] = 6  # the same body, 6 mm further to the right
-        >>> moved, registration = Register("rigid")(MetaTensor(torch.from_numpy(2 - body), affine=table), fixed)
+        >>> moved, registration = Register("rigid")(MetaTensor(torch.from_numpy(2 - body).float(), affine=table), fixed)
         >>> moved.shape, round(registration.figures["translation_mm"])
         (torch.Size([1, 24, 24, 24]), 6)
     """

@@ -71,6 +71,7 @@ def test_the_published_transforms_are_found(data, name, kind):
 
 
 @pytest.mark.realdata
+@pytest.mark.long
 def test_a_head_that_lay_elsewhere_is_found_again(data):
     folder = data / "mr_registration"
     fixed = read_image(folder / "study1_FLAIR.nii.gz")
