@@ -383,6 +383,7 @@ class _Build:
         """Write what describes the dataset, and remove what does not belong to it."""
         from medseg.data.folder import write_index
 
+        os.sync()  # the files of the cases, which were not flushed one by one
         for record, case in ((records[name], self.cases[name]) for name in records):
             record["sources"] = list(self._numbers_of(case.files))
         strata = {name: self._stratum(name) for name in records}

@@ -13,6 +13,7 @@ from data_prep.fingerprint import sha256
 from data_prep.recipes.base import Case, Plan, Recipe
 from medseg.errors import DatasetError, MedsegError
 from medseg.io import atomic_write_bytes, atomic_write_text
+from medseg.io.atomic import flushed_later
 from medseg.io.workers import WorkerDied
 
 #: Where the records of finished cases lie while a build is under way (medseg.data.folder.UNFINISHED).
@@ -50,7 +51,8 @@ def make_case(recipe: Recipe, plan: Plan, out: Path, name: str, case: Case, abou
     """
     from medseg.data.folder import attachment_name, image_names, label_name, write_case
 
-    with _as_answer() as caught:
+    # The build flushes the files of all cases at once, before it writes what describes them.
+    with _as_answer() as caught, flushed_later():
         sample = recipe.make(case, plan)
         files = image_names(name, len(sample.image))
         if plan.classes:

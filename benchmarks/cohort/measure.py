@@ -84,7 +84,7 @@ def build(source: Path, out: Path, jobs: int, cases: int, *words: str) -> dict[s
 
 
 def measure(
-    folder: Path, cases: int, shape: tuple[int, int, int], jobs: tuple[int, ...], repeats: int
+    folder: Path, cases: int, shape: tuple[int, int, int], jobs: tuple[int, ...], repeats: int, words: tuple[str, ...]
 ) -> dict[str, Any]:
     """All builds of one cohort."""
     source, dataset = folder / "source", folder / "dataset"
@@ -94,7 +94,7 @@ def measure(
         runs = []
         for _ in range(repeats):
             shutil.rmtree(dataset, ignore_errors=True)
-            runs.append(build(source, dataset, n_jobs, cases, "--no-report"))
+            runs.append(build(source, dataset, n_jobs, cases, "--no-report", *words))
         best = min(runs, key=lambda result: result["wall_s"])
         best["all_wall_s"] = [result["wall_s"] for result in runs]
         best["speedup"] = (results or [best])[0]["wall_s"] / best["wall_s"]
@@ -102,8 +102,8 @@ def measure(
         early, late = best["after_a_tenth"], best["at_the_end"]
         memory = ", ".join(f"{name} {early[name]:.0f} -> {late[name]:.0f}" for name in late)
         click.echo(f"{shape}, {n_jobs} jobs: {best['wall_s']:.1f} s, {best['speedup']:.2f} x, {memory}")
-    again = build(source, dataset, jobs[-1], cases, "--no-report")["wall_s"]
-    report = build(source, dataset, jobs[-1], cases)["wall_s"] - again
+    again = build(source, dataset, jobs[-1], cases, "--no-report", *words)["wall_s"]
+    report = build(source, dataset, jobs[-1], cases, *words)["wall_s"] - again
     click.echo(f"{shape}: nothing to do {again:.1f} s, report.html {report:.1f} s more")
     return {"shape": shape, "cases": cases, "runs": results, "nothing_to_do_s": again, "report_s": report}
 
@@ -129,8 +129,16 @@ def import_s() -> float:
 )
 @click.option("--jobs", multiple=True, type=int, default=(1, 2), show_default=True, help="Jobs to measure with.")
 @click.option("--runs", default=2, show_default=True, help="How often each is run.")
+@click.option("--spacing", type=float, help="Resample the cases, whose voxels are 1 mm long, to this spacing in mm.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "cohort.json", help="Where the result goes.")
-def main(cases: int, shapes: tuple[tuple[int, int, int], ...], jobs: tuple[int, ...], runs: int, out: Path) -> None:
+def main(
+    cases: int,
+    shapes: tuple[tuple[int, int, int], ...],
+    jobs: tuple[int, ...],
+    runs: int,
+    spacing: float | None,
+    out: Path,
+) -> None:
     """Measure how the build of a cohort scales."""
     machine = {
         "cores": len(os.sched_getaffinity(0)),
@@ -138,15 +146,16 @@ def main(cases: int, shapes: tuple[tuple[int, int, int], ...], jobs: tuple[int, 
         "python": platform.python_version(),
         "import_monai_s": min(import_s() for _ in range(2)),
     }
+    words = ("--spacing", *[str(spacing)] * 3) if spacing else ()
     cohorts = []
     for shape in shapes:
         folder = Path(tempfile.mkdtemp(prefix="medseg-cohort-"))
         try:
-            cohorts.append(measure(folder, cases, shape, jobs, runs))
+            cohorts.append(measure(folder, cases, shape, jobs, runs, words))
         finally:
             shutil.rmtree(folder)
     out.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(out, json.dumps({"machine": machine, "cohorts": cohorts}, indent=1) + "\n")
+    atomic_write_text(out, json.dumps({"machine": machine, "spacing": spacing, "cohorts": cohorts}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
