@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from data_prep.clinical import UNKNOWN, read_strata
 from data_prep.fingerprint import below, describe_case, fingerprint, hash_files, versions
 from data_prep.identity import KeyFile, mask, safe_name
+from data_prep.lock import only_one
 from data_prep.making import DISK_FULL, WORK, Failure, as_failure, make_case, survey_case
 from data_prep.recipes.base import Case, Plan, Recipe, Selection, Unpaired
 from medseg.errors import ConfigError, DatasetError
@@ -132,7 +132,7 @@ def build_dataset(
         with _workers(jobs, ray, source, out) as workers:
             selection = _select(recipe, source, console)
             out.mkdir(parents=True, exist_ok=True)
-            with _lock(out), _tidy(out):
+            with only_one(out, "build"), _tidy(out):
                 build = _Build(recipe, source, out, selection, workers, keep_identifiers, console, key)
                 build.strata, build.clinical = strata, [Path(path).absolute() for path in clinical]
                 return build.run(report)
@@ -508,22 +508,6 @@ def _check_is_ours(out: Path, recipe: str) -> None:
         raise DatasetError(f"{out}: neither empty nor a dataset that data_prep built; choose another folder") from None
     if other != recipe:
         raise DatasetError(f"{out}: built by the recipe {other}, not {recipe}; choose another folder")
-
-
-@contextlib.contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """Let one build at a time work on a dataset; the system releases the lock of a build that was killed."""
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DatasetError(f"{out}: another build is at work on it; wait for it to end") from None
-        except OSError:  # a network file system without locks on folders
-            pass
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

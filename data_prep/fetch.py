@@ -4,7 +4,6 @@ import contextlib
 import difflib
 import email.message
 import errno
-import fcntl
 import hashlib
 import http.client
 import json
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from data_prep.lock import only_one
 from medseg.errors import ConfigError, DatasetError
 from medseg.io import atomic_write_text
 from medseg.version import __version__
@@ -115,7 +115,7 @@ def fetch_dataset(
     dest = Path(dest)
     dest.mkdir(parents=True, exist_ok=True)
     wanted = list(dict.fromkeys(item for part in parts for item in available[part]))
-    with _lock(dest), _bar(console, len(wanted)) as advance:
+    with only_one(dest, "fetch"), _bar(console, len(wanted)) as advance:
         return [_fetch(item, dest, advance) for item in wanted]
 
 
@@ -371,22 +371,6 @@ def _unpack(archive: Path, dest: Path) -> None:
 
 
 # Odds and ends
-
-
-@contextlib.contextmanager
-def _lock(dest: Path) -> Iterator[None]:
-    """Let one fetch at a time write into a folder."""
-    descriptor = os.open(dest, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DatasetError(f"{dest}: another fetch is at work in it; wait for it to end") from None
-        except OSError:  # a network file system without locks on folders
-            pass
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ import data_prep.fetch
 from data_prep.catalog import catalog
 from data_prep.cli import main
 from data_prep.fetch import Download, fetch_dataset, parts_of
+from data_prep.lock import only_one
 from data_prep.recipes import RECIPES, recipe_class
 from medseg.errors import ConfigError, DatasetError
 
@@ -322,7 +323,7 @@ def test_a_damaged_archive_is_named(server: Server, offer: Any, tmp_path: Path) 
 
 def test_two_fetches_do_not_write_into_one_folder(server: Server, offer: Any, tmp_path: Path) -> None:
     offer()
-    with data_prep.fetch._lock(tmp_path), pytest.raises(DatasetError, match="another fetch is at work"):
+    with only_one(tmp_path, "fetch"), pytest.raises(DatasetError, match="another fetch is at work"):
         fetch_dataset("kits19", tmp_path, ["a"])
 
 
