@@ -70,7 +70,7 @@ def build(source: Path, out: Path, jobs: int, cases: int, *words: str) -> dict[s
     early: dict[str, float] = {}
     late: dict[str, float] = {}
     while process.poll() is None:
-        done = len(os.listdir(out / ".build")) if (out / ".build").exists() else 0
+        done = len(list((out / ".build").iterdir())) if (out / ".build").exists() else 0
         parent = status(process.pid, "VmRSS")
         workers = [status(pid, "VmRSS") for pid in children(process.pid)]
         if done and parent:
