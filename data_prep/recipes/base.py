@@ -1,11 +1,14 @@
 """What every recipe is: a selection of cases, a way to make one, and the options that a user may set."""
 
 import dataclasses
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from medseg.errors import ConfigError
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
@@ -191,3 +194,22 @@ def option(flag: str, default: Any, help_text: str, **click_arguments: Any) -> A
         click_arguments: what ``click.option`` needs besides (``multiple=True``, ``nargs=3``, ``type=…``).
     """
     return field(default=default, metadata={"flag": flag, "help": help_text, "click": click_arguments})
+
+
+def check_pattern(flag: str, pattern: str) -> None:
+    """Refuse what is no regular expression with a group.
+
+    Raises:
+        ConfigError: the pattern cannot be read, or has no group; the message names ``flag``.
+
+    Example:
+        >>> check_pattern("--patient-pattern", "p[0-9]+")
+        Traceback (most recent call last):
+        medseg.errors.ConfigError: --patient-pattern: 'p[0-9]+' has no group, e.g. '(.+)_scan'
+    """
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ConfigError(f"{flag}: {pattern!r} is no pattern ({error})") from None
+    if groups < 1:
+        raise ConfigError(f"{flag}: {pattern!r} has no group, e.g. '(.+)_scan'")

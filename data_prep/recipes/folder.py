@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.recipes.base import Case, Plan, Recipe, Sample, Selection, Unpaired, option
+from data_prep.recipes.base import Case, Plan, Recipe, Sample, Selection, Unpaired, check_pattern, option
 from data_prep.recipes.reading import entries, read_channels, read_mask, readable, renumber, respaced
 from medseg.errors import ConfigError, DatasetError
 
@@ -43,12 +43,7 @@ class FolderOptions:
         if self.spacing is not None and min(self.spacing) <= 0:
             raise ConfigError(f"--spacing: {' '.join(map(str, self.spacing))} given, positive mm expected")
         if self.patient_pattern is not None:
-            try:
-                groups = re.compile(self.patient_pattern).groups
-            except re.error as error:
-                raise ConfigError(f"--patient-pattern: {self.patient_pattern!r} is no pattern ({error})") from None
-            if groups < 1:
-                raise ConfigError(f"--patient-pattern: {self.patient_pattern!r} has no group, e.g. '(.+)_scan'")
+            check_pattern("--patient-pattern", self.patient_pattern)
 
     def labels(self) -> dict[str, list[int]]:
         """Values in the source by name, in the order given."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.recipes.base import Case, Plan, Recipe, Sample, Selection, Unpaired, option
+from data_prep.recipes.base import Case, Plan, Recipe, Sample, Selection, Unpaired, check_pattern, option
 from medseg.errors import ConfigError, DatasetError, GeometryError, ReadError
 
 if TYPE_CHECKING:
@@ -69,12 +69,7 @@ class KneeOptions:
             if not number > 0:
                 raise ConfigError(f"{flag}: {number:g} given, a positive number expected")
         if self.patient_pattern is not None:
-            try:
-                groups = re.compile(self.patient_pattern).groups
-            except re.error as error:
-                raise ConfigError(f"--patient-pattern: {self.patient_pattern!r} is no pattern ({error})") from None
-            if groups < 1:
-                raise ConfigError(f"--patient-pattern: {self.patient_pattern!r} has no group, e.g. '(.+)_visit'")
+            check_pattern("--patient-pattern", self.patient_pattern)
 
     def chosen(self) -> tuple[str, ...]:
         """The bones that are labeled."""

@@ -42,7 +42,6 @@ def tree(root: Path) -> dict[str, str]:
 
 
 def test_a_cluster_that_loses_its_nodes(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray")
     monkeypatch.syspath_prepend(HERE)
     from light_recipe import LightRecipe
 
@@ -110,7 +109,6 @@ def test_jobs_and_ray_exclude_each_other(tmp_path: Path, source: Path) -> None:
     ],
 )
 def test_an_address_where_nobody_listens_is_refused_at_once(tmp_path: Path, address: str, message: str) -> None:
-    pytest.importorskip("ray")
     with pytest.raises(ConfigError, match=message):
         RayWorkers(address, tmp_path, tmp_path)
 

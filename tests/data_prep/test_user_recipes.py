@@ -591,7 +591,6 @@ def test_a_file_that_is_no_recipe_is_refused_in_one_line(
 def test_recipes_of_files_travel_over_a_cluster(
     source: Path, pairs: Path, tmp_path: Path, recipe: Callable[..., Path]
 ) -> None:
-    pytest.importorskip("ray")
     for path, of in ((recipe(LESIONS), source), (recipe(OWN, "own.py"), pairs)):
         out = tmp_path / f"out_of_{path.suffix.strip('.')}"
         words = ["build", str(path), str(of), str(out), "--ray", "local", "--no-report"]
