@@ -2,6 +2,7 @@ from . import data as data
 from . import engines as engines
 from . import errors as errors
 from . import experiments as experiments
+from . import inference as inference
 from . import io as io
 from . import losses as losses
 from . import metrics as metrics
@@ -16,6 +17,7 @@ __all__ = [
     "engines",
     "errors",
     "experiments",
+    "inference",
     "io",
     "losses",
     "metrics",

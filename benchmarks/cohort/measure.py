@@ -3,10 +3,11 @@
     python benchmarks/cohort/measure.py
 
 A source of 2,000 cases (noise and its label, NIfTI, gzipped) is made in a temporary folder: once with 64 × 64 × 16
-voxels, once with 96 × 96 × 32. `data_prep build folder` makes a dataset of it with 1, 2, … jobs, each run a process of
-its own from the start of Python on; with `--jobs 1` no other process is at work, and the others are compared with that.
-Each is run several times and the least counts. At last one run makes report.html of the finished dataset. Every process
-that makes cases imports MONAI first (`import_monai_s`), all at the same time: of tiny cases that is a notable part.
+voxels, once with 96 × 96 × 32. `data_prep build folder` makes a dataset of it with 1, 2, … jobs on as many cores, each
+run from the start of Python on. The run with one job is held to one core: it would otherwise use the threads of torch
+and of hashing on all of them, and would be no measure of what a core does. Each is run several times and the least
+counts. At last one run makes report.html of the finished dataset. Every process that makes cases imports MONAI first
+(`import_monai_s`), all at the same time: of tiny cases that is a notable part.
 
 Memory is what is resident (VmRSS) in the parent and in the largest worker, seen a few times a second; the numbers to
 compare are those when a tenth of the cases is done and those when all are.
@@ -66,7 +67,12 @@ def build(source: Path, out: Path, jobs: int, cases: int, *words: str) -> dict[s
     """One build, its time, and the memory of its processes on the way."""
     command = [sys.executable, "-m", "data_prep", "build", "folder", str(source), str(out), "--jobs", str(jobs)]
     begun = time.perf_counter()
-    process = subprocess.Popen([*command, "--keep-identifiers", *words], stdout=subprocess.DEVNULL)
+    cores = sorted(os.sched_getaffinity(0))[:jobs]
+    process = subprocess.Popen(
+        [*command, "--keep-identifiers", *words],
+        stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
+    )
     early: dict[str, float] = {}
     late: dict[str, float] = {}
     while process.poll() is None:
