@@ -50,7 +50,7 @@ os.chdir(_before)
 _folder.cleanup()
 """
 
-ROOMS = ("io", "transforms", "networks", "losses", "metrics", "data", "engines", "experiments", "report")
+ROOMS = ("io", "transforms", "networks", "losses", "metrics", "data", "engines", "inference", "experiments", "report")
 
 
 class CommandHelp(SphinxDirective):

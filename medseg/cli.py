@@ -50,12 +50,37 @@ def bundles(name: str | None, to: Path | None) -> None:
 def run(ctx: click.Context, bundle: str, workflow: str) -> None:
     """Run a workflow of a bundle, with every override checked: medseg run BUNDLE train --batch_size 8.
 
-    BUNDLE is a name from `medseg bundles`, or a bundle's folder. WORKFLOW is train, multi_gpu_train, evaluate or
-    inference. A MONAI config is code: run bundles that you trust.
+    BUNDLE is a name from `medseg bundles`, or a bundle's folder. WORKFLOW is train, multi_gpu_train, evaluate,
+    inference or another that the bundle has (choose_threshold). A MONAI config is code: run bundles that you trust.
     """
     from medseg.experiments import run_bundle
 
     run_bundle(bundle, workflow, ctx.args)
+
+
+@main.command("lr-range", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.argument("bundle")
+@click.option("--from", "start", default=1e-6, help="The first learning rate.")
+@click.option("--to", "end", default=1.0, help="The last learning rate.")
+@click.option("--iterations", default=150, help="Iterations, each at a higher rate.")
+@click.option("--out", type=_PATH, default=Path("lr-range"), help="The folder for learning_rates.csv and .png.")
+@click.pass_context
+def lr_range(ctx: click.Context, bundle: str, start: float, end: float, iterations: int, out: Path) -> None:
+    """Find a learning rate: train a bundle while the rate rises, and see where the loss falls and where it breaks.
+
+    BUNDLE and overrides (--ID VALUE) are those of `medseg run BUNDLE train`. No run folder is made and nothing is kept
+    but a table and a figure.
+    """
+    from medseg.experiments import bundle_learning_rate_range
+
+    found, own = bundle_learning_rate_range(bundle, out, ctx.args, start, end, iterations)
+    if found.steepest is None:
+        click.echo("no suggestion: the loss fell by less than three times its scatter; raise --to or --iterations")
+    else:
+        click.echo(f"suggested learning rate: {found.steepest:.1e} (the loss falls fastest there)")
+        click.echo(f"highest that still trains: {found.highest:.1e} (the loss stops falling there)")
+    click.echo(f"the bundle's: {own:.1e}")
+    click.echo(f"{out / 'learning_rates.csv'}\n{out / 'learning_rates.png'}")
 
 
 @main.command()

@@ -158,7 +158,10 @@ class SeededLoader(DataLoader):
 
     Args:
         dataset: the dataset; it is asked for (epoch, index).
-        batch_size: samples per batch (in each process of a distributed run).
+        batch_size: samples per batch (in each process of a distributed run), or a list of them, one per epoch, the last
+            of which holds for all later epochs: batches that grow while the training goes on (Smith et al. 2018,
+            Don't decay the learning rate, increase the batch size). Every epoch has each sample once, so epochs of
+            larger batches have fewer iterations.
         seed: the run's seed.
         shuffle: whether every epoch has a new order.
         num_workers: worker processes; 0 loads in the trainer's own. They are kept from epoch to epoch.
@@ -166,13 +169,22 @@ class SeededLoader(DataLoader):
         kwargs: further arguments of `monai.data.DataLoader`.
 
     Raises:
-        ConfigError: if a sampler is given: the order of the samples is this class's to keep.
+        ConfigError: if a sampler is given: the order of the samples is this class's to keep; or for batch sizes that
+            are no positive whole numbers.
+
+    Example:
+        >>> loader = SeededLoader(SeededDataset([torch.ones(1)] * 8), batch_size=[2, 2, 4])
+        >>> loader.iterations(1), loader.iterations(2), loader.iterations(4)
+        (4, 8, 12)
+        >>> loader.sampler.set_epoch(3)
+        >>> [len(batch) for batch in loader]
+        [4, 4]
     """
 
     def __init__(
         self,
         dataset: Dataset,
-        batch_size: int,
+        batch_size: int | Sequence[int],
         seed: int = 0,
         shuffle: bool = True,
         num_workers: int = 0,
@@ -184,12 +196,39 @@ class SeededLoader(DataLoader):
                 "SeededLoader: found a sampler, expected none, because the loader makes its own SeededSampler; "
                 "use monai.data.DataLoader for another order"
             )
+        sizes = list(batch_size) if isinstance(batch_size, Sequence) else [batch_size]
+        if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise ConfigError(
+                f"batch_size: found {batch_size!r}, expected a positive whole number, or a list of them, one per epoch"
+            )
+        #: Samples per batch in the first epoch, the second, and so on; the last holds for all later ones.
+        self.batch_sizes = sizes
         super().__init__(
             dataset,
-            batch_size=batch_size,
+            batch_size=sizes[0],
             sampler=SeededSampler(dataset, seed=seed, shuffle=shuffle, even_divisible=even_divisible),
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             generator=torch.Generator().manual_seed(seed),
             **kwargs,
         )
+
+    def iterations(self, epochs: int) -> int:
+        """Return the number of batches in the first `epochs` epochs together."""
+        return sum(self._length(epoch) for epoch in range(1, epochs + 1))
+
+    def __iter__(self) -> Any:
+        self.batch_sampler.batch_size = self._size(self.sampler.epoch)
+        return super().__iter__()
+
+    def __len__(self) -> int:
+        """Return the number of batches in the epoch that the sampler is set to."""
+        return self._length(self.sampler.epoch)
+
+    def _size(self, epoch: int) -> int:
+        """Return the batch size of an epoch; they count from 1, and a sampler that nobody has set says 0."""
+        return self.batch_sizes[min(max(epoch, 1), len(self.batch_sizes)) - 1]
+
+    def _length(self, epoch: int) -> int:
+        samples, size = len(self.sampler), self._size(epoch)
+        return samples // size if self.drop_last else -(-samples // size)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from ignite.engine import Engine, Events
 from monai.networks.utils import get_state_dict
 
 from medseg.data import check_statistics
-from medseg.errors import CheckpointError
+from medseg.errors import CheckpointError, ConfigError
+from medseg.inference import Ensemble
 from medseg.io.atomic import atomic_path
 
 
@@ -52,6 +54,39 @@ def load_checkpoint(path: Path | str, network: torch.nn.Module) -> dict[str, Any
         )
     network.load_state_dict(weights)
     return content
+
+
+def load_ensemble(
+    checkpoint: Path | str | Sequence[Path | str],
+    network: torch.nn.Module,
+    activation: str,
+    mode: str = "mean",
+    weights: Sequence[float] | None = None,
+) -> torch.nn.Module:
+    """Return the network with a checkpoint's weights, or, for a list of checkpoints, an ensemble of them.
+
+    Args:
+        checkpoint: a file, or a list of files of the same architecture: other runs, folds, snapshots in time.
+        network: it takes the weights; of a list, a copy of it for each file, on the same device.
+        activation: ``"sigmoid"`` or ``"softmax"``.
+        mode: ``"mean"`` or ``"vote"``, see :func:`medseg.inference.pool_logits`.
+        weights: one for each file of a list; default: all the same.
+
+    Raises:
+        CheckpointError: see :func:`load_checkpoint`.
+        ConfigError: for an empty list, a file that is in it twice, and as :class:`medseg.inference.Ensemble` does.
+    """
+    if isinstance(checkpoint, str | Path):
+        load_checkpoint(checkpoint, network)
+        return network
+    files = [Path(file).resolve() for file in checkpoint]
+    if len(set(files)) != len(files):
+        raise ConfigError(f"checkpoint: found {', '.join(map(str, checkpoint))}, expected each file once")
+    networks = []
+    for file in checkpoint:
+        networks.append(deepcopy(network))
+        load_checkpoint(file, networks[-1])
+    return Ensemble(networks, activation, mode, weights)
 
 
 def load_statistics(
@@ -100,15 +135,37 @@ def _read(path: Path) -> Any:
 class Checkpoints:
     """Keep `model_last.pt` and, by the validator's key metric, `model_best.pt` in the run folder.
 
+    Snapshots in time, for an ensemble (Huang et al. 2017), are `model_snapshot_ITERATION.pt`; of the parts they hold
+    the model alone. Each cycle of a cosine schedule with warm restarts ends in a network of its own, so there
+    `"restarts"` is the choice.
+
     Args:
         run_dir: the run folder.
         trainer: the trainer whose iteration and epoch are recorded.
         parts: what is kept, see :func:`save_checkpoint`. `model` is the network that was validated.
+        snapshots: the iterations after which a snapshot is kept; or `"restarts"`: at every warm restart of the part
+            `lr_scheduler`, which is to be stepped before; default: none.
         values: plain values kept in every checkpoint.
+
+    Raises:
+        ConfigError: for snapshots at restarts of a schedule that has none.
     """
 
-    def __init__(self, run_dir: Path | str, trainer: Engine, parts: Mapping[str, Any], **values: Any) -> None:
+    def __init__(
+        self,
+        run_dir: Path | str,
+        trainer: Engine,
+        parts: Mapping[str, Any],
+        snapshots: Sequence[int] | str = (),
+        **values: Any,
+    ) -> None:
+        if isinstance(snapshots, str) and (snapshots != "restarts" or not hasattr(parts.get("lr_scheduler"), "T_cur")):
+            raise ConfigError(
+                f"snapshots: found {snapshots!r} with {type(parts.get('lr_scheduler')).__name__}, expected iterations, "
+                "or 'restarts' with torch's CosineAnnealingWarmRestarts as lr_scheduler"
+            )
         self.run_dir, self.trainer, self.parts, self.values = Path(run_dir), trainer, parts, values
+        self.snapshots = snapshots
         self.best: float | None = None
 
     def attach(self, validator: Engine | None) -> None:
@@ -116,12 +173,26 @@ class Checkpoints:
         if validator is not None:
             validator.add_event_handler(Events.COMPLETED, self.validated)
         self.trainer.add_event_handler(Events.COMPLETED, self.save, "model_last.pt")
+        if self.snapshots:
+            self.trainer.add_event_handler(Events.ITERATION_COMPLETED, self.snapshot)
 
     def save(self, name: str, **values: float) -> None:
         """Write the current state under `name`."""
-        state = self.trainer.state
-        values = {**self.values, "iteration": state.iteration, "epoch": state.epoch, **values}
-        save_checkpoint(self.run_dir / name, self.parts, **values)
+        save_checkpoint(self.run_dir / name, self.parts, **self.values, **self._time(), **values)
+
+    def snapshot(self) -> None:
+        """Keep a snapshot, if it is time for one."""
+        if isinstance(self.snapshots, str):
+            due = self.parts["lr_scheduler"].T_cur == 0  # the schedule has just been stepped over its restart
+        else:
+            due = self.trainer.state.iteration in self.snapshots
+        if due:
+            self.save_snapshot()
+
+    def save_snapshot(self) -> None:
+        """Keep a snapshot of the model."""
+        name = f"model_snapshot_{self.trainer.state.iteration}.pt"
+        save_checkpoint(self.run_dir / name, {"model": self.parts["model"]}, **self.values, **self._time())
 
     def validated(self, validator: Engine) -> None:
         """Keep the state as the last, and as the best where the key metric rose."""
@@ -130,3 +201,6 @@ class Checkpoints:
             self.best = score
             self.save("model_best.pt", score=score)
         self.save("model_last.pt", score=score)
+
+    def _time(self) -> dict[str, int]:
+        return {"iteration": self.trainer.state.iteration, "epoch": self.trainer.state.epoch}

@@ -36,7 +36,7 @@ class AutocastInferer(Inferer):
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """Return `inferer(inputs, network)` as float32, shape (batch, classes, spatial...)."""
+        """Return `inferer(inputs, network)` as float32, of the network's shape, a tensor of several heads included."""
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16):
             output = self.inferer(inputs, network, *args, **kwargs)
         return output.float()

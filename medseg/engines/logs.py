@@ -17,7 +17,8 @@ from torch.utils.tensorboard import SummaryWriter
 def current_loss(trainer: Engine) -> float:
     """Return the loss of the iteration that a trainer has just done, whether its output was decollated or not."""
     output = trainer.state.output
-    return (output[0] if isinstance(output, list) else output)[CommonKeys.LOSS].item()
+    # decollation has made a number of it
+    return torch.as_tensor((output[0] if isinstance(output, list) else output)[CommonKeys.LOSS]).item()
 
 
 class MetricsLog:

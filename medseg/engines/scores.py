@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from ignite.engine import Engine, Events
+from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler, from_engine
 from monai.metrics import CumulativeIterationMetric
 from monai.utils import CommonKeys
@@ -95,15 +96,24 @@ class Scores:
         split: the name of the split that is scored.
         labels: value by name, as in dataset.json; the background is 0.
         channel_names: names of the network's input channels.
+        clean: a transform of a dictionary with `pred`, applied to the mask of a whole case before it is scored, such
+            as `KeepLargestConnectedComponentd`. The mask is a label map (1, spatial...), a MetaTensor whose affine
+            tells the spacing alone, also where the network sees slices.
 
     Raises:
         DatasetError: when a case lacks a slice, because the scores of a volume need every one.
     """
 
     def __init__(
-        self, run_dir: Path | str, split: str, labels: Mapping[str, int], channel_names: Sequence[str] = ()
+        self,
+        run_dir: Path | str,
+        split: str,
+        labels: Mapping[str, int],
+        channel_names: Sequence[str] = (),
+        clean: Callable[[dict[str, Any]], Any] | None = None,
     ) -> None:
         self.run_dir, self.split, self.channel_names = Path(run_dir), split, list(channel_names)
+        self.clean = clean
         self.labels = {name: int(value) for name, value in labels.items() if int(value) > 0}
         self.rows: list[dict[str, Any]] = []
         self.open: dict[str, Any] | None = None
@@ -145,6 +155,9 @@ class Scores:
                 "volumes are scored; write the slices again with --keep all for this split"
             )
         image, truth, pred = (np.concatenate([part[i] for part in parts], axis=-1) for i in (1, 2, 3))
+        if self.clean is not None:
+            mask = MetaTensor(torch.from_numpy(pred[None]), affine=np.diag([*case["spacing"], 1.0]))
+            pred = np.asarray(self.clean({CommonKeys.PRED: mask})[CommonKeys.PRED].cpu())[0].astype(np.uint8)
         common = {"split": self.split, "case": case["case"], "patient": case["patient"]}
         for row in metrics.slice_scores(pred, truth, self.labels):
             self.rows.append(common | {"level": "slice"} | row | {"slice": row["slice"] + first})

@@ -16,8 +16,10 @@ from monai.engines import Evaluator, SupervisedTrainer
 from monai.handlers import LrScheduleHandler, ValidationHandler
 from monai.inferers import Inferer, SimpleInferer
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
+from medseg.data import SeededLoader
 from medseg.engines.checkpoint import Checkpoints
 from medseg.engines.inferers import AutocastInferer, has_fast_bfloat16
 from medseg.engines.logs import ImageLog, MetricsLog, TerminalProgress, current_loss
@@ -36,12 +38,13 @@ def segmentation_trainer(
     inferer: Inferer | None = None,
     validator: Evaluator | None = None,
     val_interval: int | None = None,
-    lr_scheduler: Any | None = None,
+    lr_scheduler: LRScheduler | Sequence[LRScheduler] | None = None,
     early_stopping: int | None = None,
     ema_momentum: float | None = None,
     amp: bool = False,
     channel_names: Sequence[str] = (),
     statistics: Mapping[str, Any] | None = None,
+    snapshots: Sequence[int] | str = (),
     postprocessing: Callable | None = None,
     key_train_metric: dict[str, Any] | None = None,
     train_handlers: Sequence[Any] = (),
@@ -55,7 +58,8 @@ def segmentation_trainer(
     Args:
         device: where the network is.
         max_epochs: passes over the training data.
-        train_data_loader: batches with the keys `image` (batch, channels, spatial...) and `label`.
+        train_data_loader: batches with the keys `image` (batch, channels, spatial...) and `label`. Where the batches of
+            a :class:`medseg.data.SeededLoader` grow, each epoch has as many iterations as it has batches.
         network: maps an image batch to logits.
         optimizer: over the network's parameters.
         loss_function: of logits and labels.
@@ -63,7 +67,8 @@ def segmentation_trainer(
         inferer: how the network is called; default: `monai.inferers.SimpleInferer`.
         validator: the evaluator run every `val_interval` iterations and after the last one.
         val_interval: iterations between validations; default: once an epoch.
-        lr_scheduler: a torch scheduler, stepped after every iteration.
+        lr_scheduler: a torch scheduler, or several that multiply their factors. Each is stepped after every iteration;
+            but a `ReduceLROnPlateau` is stepped after every validation, with the validator's key metric.
         early_stopping: stop after this many validations without a better key metric; default: never.
         ema_momentum: keep, validate and save an exponential moving average of the weights, which takes this share of
             the newest ones at each iteration (Polyak and Juditsky 1992), and more during the first 1 / ema_momentum
@@ -74,33 +79,35 @@ def segmentation_trainer(
         statistics: what the images are normalized with, as :func:`medseg.data.training_statistics` returned it; it is
             written to `statistics.json` and into every checkpoint, where :func:`medseg.engines.load_statistics` finds
             it.
+        snapshots: iterations after which `model_snapshot_ITERATION.pt` is kept for an ensemble, or `"restarts"`: at
+            every warm restart of the schedule, see :class:`Checkpoints`.
         postprocessing: for the key metric on training data.
         key_train_metric: one metric on training data, by name.
         train_handlers: further handlers with an `attach` method.
         kwargs: further arguments of `monai.engines.SupervisedTrainer`.
 
     Raises:
-        ConfigError: if early stopping is asked for without a validator, or the run folder is absent.
+        ConfigError: if early stopping or a `ReduceLROnPlateau` has no validator to watch, or the latter waits for a
+            smaller metric; if the run folder is absent; if batches grow where gradients are accumulated or
+            `epoch_length` is given.
         TrainingError: while it runs, when the loss is no longer a finite number.
     """
     if early_stopping is not None and validator is None:
         raise ConfigError("early_stopping: found no validator, expected one, because it watches the validator's metric")
     if not Path(run_dir).is_dir():
         raise ConfigError(f"run_dir: {run_dir} is no folder; make one with medseg.experiments.new_run")
-    bfloat16 = amp and has_fast_bfloat16(device)
-    inferer = inferer or SimpleInferer()
-    trainer = SupervisedTrainer(
+    schedulers = list(lr_scheduler) if isinstance(lr_scheduler, Sequence) else [lr_scheduler] if lr_scheduler else []
+    trainer = bare_trainer(
         device=device,
         max_epochs=max_epochs,
         train_data_loader=train_data_loader,
         network=network,
         optimizer=optimizer,
         loss_function=loss_function,
-        inferer=AutocastInferer(inferer) if bfloat16 else inferer,
+        inferer=inferer,
+        amp=amp,
         postprocessing=postprocessing,
         key_train_metric=key_train_metric,
-        amp=amp and not bfloat16 and torch.device(device).type == "cuda",
-        decollate=postprocessing is not None or key_train_metric is not None,
         train_handlers=list(train_handlers),
         **kwargs,
     )
@@ -114,25 +121,36 @@ def segmentation_trainer(
         model = average.ema_model
         if validator is not None:
             validator.network = model
-    if lr_scheduler is not None:
-        LrScheduleHandler(lr_scheduler, print_lr=False, epoch_level=False).attach(trainer)
+    for scheduler in schedulers:
+        if isinstance(scheduler, ReduceLROnPlateau):
+            _step_after_validations(scheduler, validator)  # before the checkpoint of a validation is kept
 
     if dist.is_initialized() and validator is not None:
         # Each process has seen other batches, so each has other running statistics; rank 0's are saved.
         validator.add_event_handler(Events.STARTED, _take_buffers_of_rank_0, model)
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    writes = not dist.is_initialized() or dist.get_rank() == 0
+    if writes:
+        log = MetricsLog(run_dir, trainer, optimizer)
+        log.attach(validator)
+    for scheduler in schedulers:
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            # after the log has noted the rate of an iteration, and before a checkpoint of it is kept
+            LrScheduleHandler(scheduler, print_lr=False, epoch_level=False).attach(trainer)
+    if writes:
         parts = {"model": model, "optimizer": optimizer}
-        if lr_scheduler is not None:
-            parts["lr_scheduler"] = lr_scheduler
+        for number, scheduler in enumerate(schedulers):
+            parts["lr_scheduler" if len(schedulers) == 1 else f"lr_scheduler_{number}"] = scheduler
         if ema_momentum is not None:
             parts["trained_model"] = network
         values: dict[str, Any] = {}
         if statistics is not None:
             values["statistics"] = dict(statistics)
             atomic_write_text(Path(run_dir) / "statistics.json", json.dumps(values["statistics"], indent=1) + "\n")
-        log = MetricsLog(run_dir, trainer, optimizer)
-        progress = TerminalProgress(trainer, max_epochs * trainer.state.epoch_length)
-        for handler in (log, progress, Checkpoints(run_dir, trainer, parts, **values)):
+        iterations = max_epochs * trainer.state.epoch_length
+        if _grows(train_data_loader):
+            iterations = train_data_loader.iterations(max_epochs)
+        progress = TerminalProgress(trainer, iterations)
+        for handler in (progress, Checkpoints(run_dir, trainer, parts, snapshots, **values)):
             handler.attach(validator)
         if validator is not None:
             ImageLog(log, channel_names).attach(validator)
@@ -145,8 +163,7 @@ def segmentation_trainer(
         trainer.add_event_handler(Events.EXCEPTION_RAISED, close)
 
     if validator is not None:
-        interval = val_interval or trainer.state.epoch_length
-        ValidationHandler(interval, validator, epoch_level=False).attach(trainer)
+        ValidationHandler(val_interval or 1, validator, epoch_level=not val_interval).attach(trainer)
         if early_stopping is not None:
             stop = EarlyStopping(
                 early_stopping, lambda engine: engine.state.metrics[engine.state.key_metric_name], trainer
@@ -155,10 +172,78 @@ def segmentation_trainer(
 
         @trainer.on(Events.EPOCH_COMPLETED)
         def validate_the_end(engine: Engine) -> None:
-            if engine.state.epoch == engine.state.max_epochs and engine.state.iteration % interval:
+            if val_interval and engine.state.epoch == engine.state.max_epochs and engine.state.iteration % val_interval:
                 validator.run(engine.state.epoch)
 
     return trainer
+
+
+def bare_trainer(
+    device: torch.device | str,
+    train_data_loader: DataLoader,
+    inferer: Inferer | None = None,
+    amp: bool = False,
+    postprocessing: Callable | None = None,
+    key_train_metric: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> SupervisedTrainer:
+    """Return a MONAI `SupervisedTrainer` in the precision that `amp` chooses, for batches that may grow; no more."""
+    bfloat16 = amp and has_fast_bfloat16(device)
+    inferer = inferer or SimpleInferer()
+    trainer = SupervisedTrainer(
+        device=device,
+        train_data_loader=train_data_loader,
+        inferer=AutocastInferer(inferer) if bfloat16 else inferer,
+        postprocessing=postprocessing,
+        key_train_metric=key_train_metric,
+        amp=amp and not bfloat16 and torch.device(device).type == "cuda",
+        decollate=postprocessing is not None or key_train_metric is not None,
+        **kwargs,
+    )
+    if _grows(train_data_loader):
+        for name, plain in (("accumulation_steps", 1), ("epoch_length", None)):
+            if kwargs.get(name, plain) != plain:
+                raise ConfigError(
+                    f"{name}: found {kwargs[name]} with batches that grow; use one or the other, because MONAI takes "
+                    "all epochs for equally long there"
+                )
+        longest = max(
+            train_data_loader.iterations(n + 1) - train_data_loader.iterations(n)
+            for n in range(len(train_data_loader.batch_sizes))
+        )
+
+        # Ignite ends an epoch after `epoch_length` iterations, and the training after `max_epochs` times as many.
+        @trainer.on(Events.EPOCH_STARTED)
+        def take_length_of_this_epoch(engine: Engine) -> None:
+            engine.state.epoch_length = len(train_data_loader)
+
+        @trainer.on(Events.EPOCH_COMPLETED)
+        def do_not_end_early(engine: Engine) -> None:
+            engine.state.epoch_length = longest
+
+    return trainer
+
+
+def _grows(loader: DataLoader) -> bool:
+    return isinstance(loader, SeededLoader) and len(set(loader.batch_sizes)) > 1
+
+
+def _step_after_validations(scheduler: ReduceLROnPlateau, validator: Evaluator | None) -> None:
+    name = None if validator is None else validator.state.key_metric_name
+    if validator is None or name is None:
+        raise ConfigError(
+            "lr_scheduler: found a ReduceLROnPlateau without a validator that has a key metric, expected one, because "
+            "it watches that metric"
+        )
+    if scheduler.mode != "max":
+        raise ConfigError(
+            f"lr_scheduler: found a ReduceLROnPlateau with mode {scheduler.mode!r}, expected 'max', because it watches "
+            f"{name}, which is better where it is greater; add mode: max"
+        )
+    handler = LrScheduleHandler(
+        scheduler, print_lr=False, step_transform=lambda engine: float(engine.state.metrics[name])
+    )
+    handler.attach(validator)
 
 
 def _take_buffers_of_rank_0(model: torch.nn.Module) -> None:

@@ -13,16 +13,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
 from medseg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from medseg.engines import CheckedWorkflow
 
 #: Config files of each workflow, merged in order.
 WORKFLOWS = {
     "train": ("train.yaml",),
     "multi_gpu_train": ("train.yaml", "multi_gpu_train.yaml"),
     "evaluate": ("train.yaml", "evaluate.yaml"),
+    "choose_threshold": ("train.yaml", "evaluate.yaml", "choose_threshold.yaml"),
     "inference": ("inference.yaml",),
 }
 
@@ -124,12 +129,20 @@ def run_bundle(bundle: str | Path, workflow: str, words: Sequence[str] = ()) -> 
 
     Args:
         bundle: name or folder of the bundle.
-        workflow: `train`, `multi_gpu_train`, `evaluate` or `inference`.
+        workflow: `train`, `multi_gpu_train`, `evaluate`, `choose_threshold` (where the bundle has one) or `inference`.
         words: overrides as typed: `--id`, `value`, ...
 
     Raises:
         ConfigError: for an unknown bundle or workflow, or an override that no key answers to.
     """
+    run = checked_workflow(bundle, workflow, words)
+    run.initialize()
+    run.run()
+    run.finalize()
+
+
+def checked_workflow(bundle: str | Path, workflow: str, words: Sequence[str] = ()) -> CheckedWorkflow:
+    """Return a workflow of a bundle, not yet initialized; see :func:`run_bundle`."""
     from medseg.engines import CheckedWorkflow
 
     if workflow not in WORKFLOWS:
@@ -142,7 +155,4 @@ def run_bundle(bundle: str | Path, workflow: str, words: Sequence[str] = ()) -> 
     # MONAI announces a GPU decoder that it does not find whenever LoadImage is made
     logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
-    run = CheckedWorkflow(files, workflow_type=kind, **{"bundle_root": str(root)} | _overrides(words))
-    run.initialize()
-    run.run()
-    run.finalize()
+    return CheckedWorkflow(files, workflow_type=kind, **{"bundle_root": str(root)} | _overrides(words))

@@ -1,18 +1,16 @@
 """The F-beta loss."""
 
 import math
-from typing import Any
 
 import torch
-from monai.networks import one_hot
 from torch import Tensor
-from torch.nn.modules.loss import _Loss
 
 from medseg.errors import ConfigError
-from medseg.metrics import Counts, confusion_counts
+
+from .overlap import OverlapLoss
 
 
-class FBetaLoss(_Loss):
+class FBetaLoss(OverlapLoss):
     """One minus F-beta of each image's whole mask: a Dice loss that weighs sensitivity β times as much as PPV.
 
     ``squared=True`` is the loss of the PET/CT thesis (equation 2.77 with r = s = 2)::
@@ -74,48 +72,29 @@ class FBetaLoss(_Loss):
         reduction: str = "mean",
         batch: bool = False,
     ) -> None:
-        super().__init__(reduction=reduction)
-        if not (0 < beta < math.inf) or smooth < 0:
-            raise ConfigError(f"beta {beta}, smooth {smooth}: expected a positive β and no negative smooth")
+        super().__init__(include_background, sigmoid, softmax, to_onehot_y, smooth, reduction)
+        if not (0 < beta < math.inf):
+            raise ConfigError(f"beta is {beta}; expected a positive number")
         if squared and beta < 1:
             raise ConfigError(
                 f"beta {beta} < 1 with squared=True: this loss is not smallest at the true mask but where positive "
                 f"voxels are predicted as {beta}; use squared=False for beta < 1"
             )
-        if sigmoid and softmax:
-            raise ConfigError("sigmoid and softmax are both on; expected at most one")
         if reduction not in ("mean", "sum", "none"):
             raise ConfigError(f"reduction is {reduction!r}; expected 'mean', 'sum' or 'none'")
         self.beta = float(beta)
         self.squared = squared
-        self.include_background = include_background
-        self.sigmoid = sigmoid
-        self.softmax = softmax
-        self.to_onehot_y = to_onehot_y
-        self.smooth = float(smooth)
         self.batch = batch
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss of a batch."""
-        channels = input.shape[1]
-        if channels == 1 and (self.softmax or self.to_onehot_y):
-            raise ConfigError("input has one channel, which softmax and to_onehot_y make meaningless; use sigmoid=True")
-        # Before the sigmoid: in half precision it rounds to 0 and 1 long before it is sure.
-        pred = input.to(torch.promote_types(input.dtype, torch.float32))
-        if self.sigmoid:
-            pred = pred.sigmoid()
-        elif self.softmax:
-            pred = pred.softmax(1)
-        truth = one_hot(target, channels, dtype=pred.dtype) if self.to_onehot_y else target
-        if not self.include_background and channels > 1:
-            pred, truth = pred[:, 1:], truth[:, 1:]
-        counts = confusion_counts(pred, truth, power=2 if self.squared else 1)
+        tp, positive, true = self.sums(input, target, self.squared)
         if self.batch:
-            counts = Counts(*(count.sum(0, keepdim=True) for count in counts))
-        weight = 1 / (1 + self.beta**2)
-        errors = weight * counts.fp + (1 - weight) * counts.fn
-        loss: Any = 1 - (counts.tp + self.smooth) / (counts.tp + errors + self.smooth)
+            tp, positive, true = (s.sum(0, keepdim=True) for s in (tp, positive, true))
+        # Both sides of the fraction are divided by 1 + β².
+        score = (tp + self.smooth) / (torch.lerp(true, positive, 1 / (1 + self.beta**2)) + self.smooth)
         if self.reduction == "none":
-            return loss
-        loss = loss.mean(1)
-        return loss.sum() if self.reduction == "sum" else loss.mean()
+            return 1 - score
+        if self.reduction == "sum":
+            return (1 - score.mean(1)).sum()
+        return 1 - score.mean()

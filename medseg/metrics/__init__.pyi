@@ -4,6 +4,7 @@ from .intervals import Interval as Interval
 from .intervals import bootstrap_interval as bootstrap_interval
 from .intervals import paired_bootstrap_difference as paired_bootstrap_difference
 from .outliers import outliers as outliers
+from .pooled import pooled_tversky as pooled_tversky
 from .rows import case_scores as case_scores
 from .rows import slice_scores as slice_scores
 from .scores import dice as dice
@@ -22,6 +23,7 @@ __all__ = [
     "f_beta",
     "outliers",
     "paired_bootstrap_difference",
+    "pooled_tversky",
     "ppv",
     "sensitivity",
     "slice_scores",

@@ -13,11 +13,11 @@ as well. A part whose number of output channels is not the one asked for says so
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from monai.networks.blocks import ADN, Convolution
-from monai.networks.layers import Pool
+from monai.networks.layers import Pad, Pool
 from torch import Tensor, nn
 
 from medseg.errors import ConfigError
@@ -28,6 +28,8 @@ _RELU = ("RELU", {"inplace": True})
 class ConvActNorm(Convolution):
     """Convolution -> activation -> normalization -> dropout, padded to keep the size.
 
+    A kernel of an even size is padded as Keras' "same" does it, with the odd zero behind the last voxel.
+
     MONAI's :class:`~monai.networks.blocks.Convolution` in the order of the PET/CT thesis (table 4.3) rather than
     MONAI's own. Use MONAI's class itself for convolution -> normalization -> activation.
 
@@ -36,7 +38,7 @@ class ConvActNorm(Convolution):
         in_channels: channels of the input.
         out_channels: channels of the output.
         strides: one number or one per axis; with a stride the layer serves as ``down``.
-        kernel_size: one odd number or one per axis.
+        kernel_size: one number or one per axis; even ones only without strides.
         act: a MONAI activation, None for none.
         norm: a MONAI normalization, None for none.
         dropout: probability of zeroing, None for none.
@@ -45,6 +47,9 @@ class ConvActNorm(Convolution):
 
     Shape:
         ``(B, in_channels, *spatial)`` -> ``(B, out_channels, *ceil(spatial / strides))``
+
+    Raises:
+        ConfigError: for an even kernel with strides and without padding.
 
     Example:
         >>> ConvActNorm(2, 3, 8, strides=2)(torch.zeros(4, 3, 15, 16)).shape
@@ -64,6 +69,13 @@ class ConvActNorm(Convolution):
         bias: bool = True,
         padding: Sequence[int] | int | None = None,
     ) -> None:
+        kernel = _per_axis(kernel_size, spatial_dims)
+        even = padding is None and any(k % 2 == 0 for k in kernel)
+        if even and math.prod(_per_axis(strides, spatial_dims)) != 1:
+            raise ConfigError(
+                f"kernel_size {kernel_size} with strides {strides}: a kernel of an even size keeps the size only "
+                "without strides; use an odd one, or give the padding"
+            )
         super().__init__(
             spatial_dims,
             in_channels,
@@ -75,8 +87,11 @@ class ConvActNorm(Convolution):
             norm=norm,
             dropout=dropout,
             bias=bias,
-            padding=padding,
+            padding=0 if even else padding,
         )
+        if even:
+            sides = [side for k in reversed(kernel) for side in ((k - 1) // 2, k // 2)]
+            self.conv = nn.Sequential(Pad["CONSTANTPAD", spatial_dims](sides, 0.0), self.get_submodule("conv"))
 
 
 class PreActResidual(nn.Module):
@@ -252,7 +267,7 @@ class InterpolateConv(nn.Sequential):
         out_channels: int,
         strides: Sequence[int] | int = 2,
         mode: str = "linear",
-        conv: type[nn.Module] = ConvActNorm,
+        conv: Callable[..., nn.Module] = ConvActNorm,
     ) -> None:
         if mode not in ("linear", "nearest"):
             raise ConfigError(f"mode of InterpolateConv is {mode!r}; expected 'linear' or 'nearest'")
@@ -299,6 +314,61 @@ class Head(Convolution):
         super().__init__(spatial_dims, in_channels, out_channels, kernel_size=kernel_size, conv_only=True)
 
 
+class Heads(nn.Module):
+    """Several heads on the same features, for a loss each; where the network is applied, the first alone speaks.
+
+    In training one tensor of all, which :class:`medseg.losses.HeadsLoss` takes apart; in eval mode the logits of the
+    first head, so that whatever follows a network of one head follows this one too. As ``head`` of a network::
+
+        features -+- head -- logits 0 -+- stack (training)
+                  +- head -- logits 1 -+
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the features.
+        out_channels: channels of each head's logits.
+        count: how many heads.
+        head: one of them.
+
+    Shape:
+        ``(B, in_channels, *spatial)`` -> ``(B, count, out_channels, *spatial)`` in training,
+        ``(B, out_channels, *spatial)`` in eval mode
+
+    Source:
+        Pröve 2017, bachelor thesis on knee bones in MRI: two output convolutions after the last features, the one
+        trained with the F1 loss, the other with cross-entropy.
+
+    Example:
+        >>> heads = Heads(2, 64, 3)
+        >>> heads(torch.zeros(1, 64, 7, 7)).shape, heads.eval()(torch.zeros(1, 64, 7, 7)).shape
+        (torch.Size([1, 2, 3, 7, 7]), torch.Size([1, 3, 7, 7]))
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        count: int = 2,
+        head: Callable[..., nn.Module] = Head,
+    ) -> None:
+        super().__init__()
+        if count < 1:
+            raise ConfigError(f"count of Heads is {count}; expected at least 1")
+        self.first = head(spatial_dims, in_channels, out_channels)
+        self.others = nn.ModuleList(head(spatial_dims, in_channels, out_channels) for _ in range(count - 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of all heads, or of the first in eval mode."""
+        logits = self.first(x)
+        if not self.training:
+            return logits
+        stack: list[Tensor] = [logits]
+        for head in self.others:
+            stack.append(head(x))
+        return torch.stack(stack, dim=1)
+
+
 def he_normal(module: nn.Module) -> None:
     """Fill a convolution's or linear layer's kernel from the truncated He normal distribution, and its bias with zeros.
 
@@ -321,6 +391,26 @@ def he_normal(module: nn.Module) -> None:
         # Cutting a unit normal at two standard deviations leaves a standard deviation of 0.8796.
         std = math.sqrt(2 / fan_in) / 0.87962566103423978
         nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def glorot_uniform(module: nn.Module) -> None:
+    """Fill a convolution's or linear layer's kernel from Glorot's uniform distribution, and its bias with zeros.
+
+    What Keras does where a work says nothing: within ±sqrt(6 / (fan-in + fan-out)). Used as :func:`he_normal` is.
+
+    Source:
+        Glorot and Bengio 2010, Understanding the difficulty of training deep feedforward neural networks.
+
+    Example:
+        >>> layer = nn.Conv2d(32, 64, 3)
+        >>> glorot_uniform(layer)
+        >>> bool(layer.weight.abs().max() <= math.sqrt(6 / (9 * 32 + 9 * 64)))
+        True
+    """
+    if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 

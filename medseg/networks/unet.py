@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from medseg.errors import ConfigError
 
-from .blocks import Concatenate, ConvActNorm, Head, MaxPool, TransposedConv, he_normal, linear_mode
+from .blocks import Concatenate, ConvActNorm, Head, Heads, MaxPool, TransposedConv, he_normal, linear_mode
 
 Part = Callable[..., nn.Module]
 
@@ -37,14 +37,19 @@ class UNet(nn.Module):
             ``layers``.
         block: a layer.
         bottleneck: a layer of the deepest level; by default ``block``.
+        decoder_block: a layer of the way up; by default ``block``.
         down: the step from a level to the next.
         up: the step back; what it returns is resized (bi- or trilinearly) to the skip where sizes differ.
         skip: joins the encoder's features with the up-sampled ones.
         head: from the last features to logits.
+        deep_supervision: how many of the decoder's coarser levels get a head too, the finest of them first. In training
+            their logits, linearly resized to the image, come with those of the last head; in eval mode they are not
+            computed.
         initializer: applied to every module when the network is built; None leaves torch's own initialization.
 
     Shape:
-        ``(B, in_channels, *spatial)`` -> ``(B, out_channels, *spatial)``, logits. Any size, odd ones too.
+        ``(B, in_channels, *spatial)`` -> ``(B, out_channels, *spatial)``, logits. Any size, odd ones too. With
+        :class:`Heads` or deep supervision, in training: ``(B, heads, out_channels, *spatial)``.
 
     Raises:
         ConfigError: for arguments that make no network, and in ``forward`` for an image that does not fit it.
@@ -73,10 +78,12 @@ class UNet(nn.Module):
         decoder_layers: int | Sequence[int] | None = None,
         block: Part = ConvActNorm,
         bottleneck: Part | None = None,
+        decoder_block: Part | None = None,
         down: Part = MaxPool,
         up: Part = TransposedConv,
         skip: Part = Concatenate,
         head: Part = Head,
+        deep_supervision: int = 0,
         initializer: Callable[[nn.Module], None] | None = he_normal,
     ) -> None:
         super().__init__()
@@ -125,14 +132,25 @@ class UNet(nn.Module):
 
         self.decoder = nn.ModuleList()
         width = widths[-1]
+        up_widths: list[int] = []
         for level in reversed(range(steps)):
             upward = up(spatial_dims, width, channels[level], step_strides[level])
             join = skip(spatial_dims, widths[level + 1], _width(upward, channels[level]))
             joined = _width(join, channels[level])
-            blocks = stack(block, decoder_depths[level], joined, channels[level])
+            blocks = stack(decoder_block or block, decoder_depths[level], joined, channels[level])
             self.decoder.append(UpLevel(spatial_dims, upward, join, nn.Sequential(*blocks)))
             width = _width(blocks[-1], channels[level])
+            up_widths.append(width)
         self.head = head(spatial_dims, width, out_channels)
+        if not 0 <= deep_supervision < max(steps, 1) or (deep_supervision and isinstance(self.head, Heads)):
+            raise ConfigError(
+                f"deep_supervision {deep_supervision}, head {type(self.head).__name__}: expected at most "
+                f"{max(steps - 1, 0)} of {len(channels)} levels, and a head of one output"
+            )
+        self.side_heads = nn.ModuleList(
+            head(spatial_dims, up_widths[-2 - number], out_channels) for number in range(deep_supervision)
+        )
+        self.mode = linear_mode(spatial_dims)
         if initializer is not None:
             self.apply(initializer)
 
@@ -144,10 +162,20 @@ class UNet(nn.Module):
         for level in self.encoder:
             x = level(x)
             skips.append(x)
+        size = skips[0].shape[2:]
         skips.pop()
+        features: list[Tensor] = []
         for level in self.decoder:
             x = level(x, skips.pop())
-        return self.head(x)
+            features.append(x)
+        logits = self.head(x)
+        if not self.training or len(self.side_heads) == 0:
+            return logits
+        stack: list[Tensor] = [logits]
+        for number, head in enumerate(self.side_heads):
+            side = head(features[-2 - number])
+            stack.append(functional.interpolate(side, size=size, mode=self.mode, align_corners=False))
+        return torch.stack(stack, dim=1)
 
     @torch.jit.unused
     def _check(self, x: Tensor) -> None:

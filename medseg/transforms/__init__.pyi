@@ -7,8 +7,14 @@ from .augmentation import prostate_augmentation as prostate_augmentation
 from .augmentation import tutorial_augmentation as tutorial_augmentation
 from .bias_field import N4BiasFieldCorrection as N4BiasFieldCorrection
 from .bias_field import N4BiasFieldCorrectiond as N4BiasFieldCorrectiond
+from .centroids import CentroidDistances as CentroidDistances
+from .centroids import CentroidDistancesd as CentroidDistancesd
+from .centroids import mean_centroids as mean_centroids
+from .centroids import region_centroids as region_centroids
 from .channels import SelectChannels as SelectChannels
 from .channels import SelectChannelsd as SelectChannelsd
+from .dense_crf import DenseCRF as DenseCRF
+from .dense_crf import DenseCRFd as DenseCRFd
 from .dicom_window import DicomWindow as DicomWindow
 from .dicom_window import DicomWindowd as DicomWindowd
 from .dicom_window import RescaleTo8Bit as RescaleTo8Bit
@@ -24,6 +30,8 @@ from .labels import MergeMasks as MergeMasks
 from .labels import MergeMasksd as MergeMasksd
 from .normalization import PopulationZScore as PopulationZScore
 from .normalization import PopulationZScored as PopulationZScored
+from .patch_sampling import RandVoxelPatches as RandVoxelPatches
+from .patch_sampling import RandVoxelPatchesd as RandVoxelPatchesd
 from .patches import CropFraction as CropFraction
 from .patches import CropFractiond as CropFractiond
 from .patches import LesionPatch as LesionPatch
@@ -37,10 +45,14 @@ from .slices import ResizeSlices as ResizeSlices
 from .slices import ResizeSlicesd as ResizeSlicesd
 
 __all__ = [
+    "CentroidDistances",
+    "CentroidDistancesd",
     "CropFraction",
     "CropFractiond",
     "CropToJointCenter",
     "CropToJointCenterd",
+    "DenseCRF",
+    "DenseCRFd",
     "DicomWindow",
     "DicomWindowd",
     "HounsfieldWindow",
@@ -58,6 +70,8 @@ __all__ = [
     "PadAndStrideSlicesd",
     "PopulationZScore",
     "PopulationZScored",
+    "RandVoxelPatches",
+    "RandVoxelPatchesd",
     "Register",
     "Registerd",
     "Registration",
@@ -71,7 +85,9 @@ __all__ = [
     "joint_center_of_bones",
     "kits_augmentation",
     "knee_augmentation",
+    "mean_centroids",
     "petct_augmentation",
     "prostate_augmentation",
+    "region_centroids",
     "tutorial_augmentation",
 ]

@@ -1,6 +1,7 @@
 """Loading draws every random number from (seed, epoch, index)."""
 
 import random
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -123,3 +124,58 @@ def test_seeds_that_differ_in_one_word_differ():
         with seeded(*words) as seed:
             drawn.add(seed)
     assert len(drawn) == 4
+
+
+GROWING = [2, 3, 3, 8]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_growing_batches_hold_every_sample_of_each_epoch_once(num_workers):
+    loader = SeededLoader(SeededDataset(Ramp()), GROWING, seed=5, num_workers=num_workers)
+    lengths = []
+    for epoch in range(1, 7):
+        loader.sampler.set_epoch(epoch)
+        batches = [batch["image"][:, 0, 0, 0].int().tolist() for batch in loader]
+        size = GROWING[min(epoch, 4) - 1]
+        assert [len(b) for b in batches] == [size] * (11 // size) + [11 % size] * (11 % size > 0)
+        assert sorted(chain(*batches)) == list(range(11))
+        assert len(loader) == len(batches)
+        lengths.append(len(batches))
+    assert lengths == [6, 4, 4, 2, 2, 2]
+    assert [loader.iterations(n) for n in range(7)] == [0, 6, 10, 14, 16, 18, 20]
+
+
+def test_growing_batches_come_as_often_in_every_process_of_a_run(monkeypatch):
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 3)
+    loaders = []
+    for rank in range(3):
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        loaders.append(SeededLoader(SeededDataset(Ramp()), [1, 3], seed=5))
+    for epoch, length in ((1, 4), (2, 2), (3, 2)):
+        seen = []
+        for loader in loaders:
+            loader.sampler.set_epoch(epoch)
+            batches = [batch["image"][:, 0, 0, 0].int().tolist() for batch in loader]
+            assert len(batches) == len(loader) == length
+            seen += chain(*batches)
+        assert len(seen) == 12  # one of the 11 twice, so that all have as many
+        assert set(seen) == set(range(11))
+
+
+def test_samples_and_their_order_do_not_depend_on_the_batch_size():
+    alone = epochs(SeededLoader(noisy(), 1, seed=5), [1, 2, 3])
+    assert torch.equal(epochs(SeededLoader(noisy(), [2, 5, 4], seed=5), [1, 2, 3]), alone)
+    assert torch.equal(epochs(SeededLoader(noisy(), [2, 5, 4], seed=5, num_workers=2), [1, 2, 3]), alone)
+
+
+def test_a_last_batch_that_is_dropped_is_not_counted():
+    loader = SeededLoader(noisy(), [2, 4], drop_last=True)
+    assert loader.iterations(2) == 5 + 2
+    assert sum(1 for _ in loader) == len(loader) == 5
+
+
+@pytest.mark.parametrize("size", [0, [], [4, 0], 2.0, [2, "4"], "16"])
+def test_batch_sizes_that_cannot_be_are_refused(size):
+    with pytest.raises(ConfigError, match=r"batch_size: found .*, expected a positive whole number"):
+        SeededLoader(noisy(), size)

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from ignite.engine import Engine
+from monai.data import DataLoader
 
-from medseg.engines import load_checkpoint, save_checkpoint
-from medseg.errors import CheckpointError
+from medseg.engines import Checkpoints, load_checkpoint, load_ensemble, save_checkpoint, segmentation_trainer
+from medseg.errors import CheckpointError, ConfigError
 
 
 def network(seed=0, width=3):
@@ -68,3 +70,105 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         save_checkpoint(tmp_path / "a.pt", {"model": network(2)})
     assert (tmp_path / "a.pt").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_one_checkpoint_is_the_network_and_a_list_is_an_ensemble_of_copies(tmp_path):
+    for seed in (1, 2):
+        save_checkpoint(tmp_path / f"{seed}.pt", {"model": network(seed)})
+    target = network(3).eval()
+    image = torch.randn(2, 1, 8, 8)
+    assert load_ensemble(tmp_path / "1.pt", target, "sigmoid") is target
+    alone = target(image)
+    assert torch.equal(alone, network(1).eval()(image))
+
+    both = load_ensemble([tmp_path / "1.pt", str(tmp_path / "2.pt")], target, "sigmoid").eval()
+    expected = (alone.sigmoid() + network(2).eval()(image).sigmoid()) / 2
+    torch.testing.assert_close(both(image).sigmoid(), expected)
+    assert torch.equal(target(image), alone)
+    vote = load_ensemble([tmp_path / "1.pt", tmp_path / "2.pt"], target, "softmax", mode="vote", weights=[2, 1])
+    assert (vote.mode, vote.weights) == ("vote", [2, 1])
+
+
+def test_a_list_that_is_no_ensemble_is_refused(tmp_path):
+    save_checkpoint(tmp_path / "1.pt", {"model": network(1)})
+    with pytest.raises(ConfigError, match="found 0, expected one or more"):
+        load_ensemble([], network(), "sigmoid")
+    with pytest.raises(ConfigError, match="expected each file once"):
+        load_ensemble([tmp_path / "1.pt", tmp_path / ".." / tmp_path.name / "1.pt"], network(), "sigmoid")
+    with pytest.raises(CheckpointError, match=r"2\.pt: no such file"):
+        load_ensemble([tmp_path / "1.pt", tmp_path / "2.pt"], network(), "sigmoid")
+
+
+def train(tmp_path, iterations, snapshots, lr_scheduler=None, model=None):
+    """A trainer that changes its model by one at each iteration."""
+    model = model or network(1)
+
+    def step(engine, batch):
+        model[0].bias.data.add_(1)
+        if lr_scheduler is not None:
+            lr_scheduler.step()
+
+    trainer = Engine(step)
+    parts = {"model": model} | ({} if lr_scheduler is None else {"lr_scheduler": lr_scheduler})
+    Checkpoints(tmp_path, trainer, parts, snapshots, statistics={"mean": [1.0]}).attach(None)
+    trainer.run(range(iterations), max_epochs=1)
+
+
+def snapshots_in(folder):
+    return sorted(int(file.stem.rpartition("_")[2]) for file in folder.glob("model_snapshot_*.pt"))
+
+
+def test_snapshots_are_kept_at_the_iterations_that_are_given(tmp_path):
+    train(tmp_path, 6, [2, 5])
+    assert snapshots_in(tmp_path) == [2, 5]
+    for iteration in (2, 5):
+        taken = network(2)
+        content = load_checkpoint(tmp_path / f"model_snapshot_{iteration}.pt", taken)
+        torch.testing.assert_close(taken[0].bias, network(1)[0].bias + iteration)
+        assert content["iteration"] == iteration
+        assert content["statistics"] == {"mean": [1.0]}
+        assert set(content) == {"model", "statistics", "iteration", "epoch"}
+
+
+def test_snapshots_at_restarts_are_the_ends_of_the_cycles(tmp_path):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
+    optimizer.step()
+    schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=3, T_mult=2)
+    train(tmp_path, 12, "restarts", schedule)
+    assert snapshots_in(tmp_path) == [3, 9]  # cycles of 3 and 6; the third one is not at its end
+
+
+def test_without_snapshots_there_are_none(tmp_path):
+    train(tmp_path, 3, ())
+    assert [file.name for file in tmp_path.iterdir()] == ["model_last.pt"]
+
+
+@pytest.mark.parametrize("snapshots", ["restarts", "every"])
+def test_snapshots_at_restarts_need_restarts(tmp_path, snapshots):
+    with pytest.raises(ConfigError, match=f"snapshots: found '{snapshots}' with NoneType"):
+        train(tmp_path, 1, snapshots)
+
+
+def test_a_trainer_keeps_snapshots_of_the_averaged_model(tmp_path):
+    torch.manual_seed(0)
+    model = torch.nn.Conv2d(1, 1, 3, padding=1)
+    items = [{"image": torch.randn(1, 6, 6), "label": torch.ones(1, 6, 6)} for _ in range(4)]
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=2)
+    segmentation_trainer(
+        "cpu",
+        3,
+        DataLoader(items, batch_size=2),
+        model,
+        optimizer,
+        torch.nn.BCEWithLogitsLoss(),
+        tmp_path,
+        lr_scheduler=schedule,
+        ema_momentum=0.5,
+        snapshots="restarts",
+    ).run()
+    assert snapshots_in(tmp_path) == [2, 4, 6]
+    last = torch.load(tmp_path / "model_last.pt", weights_only=True)
+    snapshot = torch.load(tmp_path / "model_snapshot_6.pt", weights_only=True)
+    assert torch.equal(snapshot["model"]["weight"], last["model"]["weight"])
+    assert not torch.equal(snapshot["model"]["weight"], last["trained_model"]["weight"])

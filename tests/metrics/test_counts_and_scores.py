@@ -11,6 +11,7 @@ from monai.metrics import DiceMetric, compute_confusion_matrix_metric, get_confu
 
 from medseg.errors import ConfigError, GeometryError
 from medseg.metrics import Counts, confusion_counts, dice, f_beta, ppv, sensitivity, specificity
+from medseg.metrics.counts import soft_sums
 
 masks = arrays(bool, (2, 3, 4, 5))
 SCORES = [dice, f_beta, sensitivity, specificity, ppv]
@@ -26,10 +27,8 @@ def test_soft_counts_by_hand():
     pred, truth = torch.tensor([[[0.75, 0.5, 0.25]]]), torch.tensor([[[1.0, 0.0, 0.5]]])
     tp, fp, tn, fn = (c.item() for c in confusion_counts(pred, truth))
     assert (tp, fp, fn, tn) == (0.875, 0.625, 0.625, 0.875)
-    squares = confusion_counts(pred, truth, power=2)
-    assert squares.tp.item() == 0.875
-    assert (squares.tp + squares.fp).item() == 0.5625 + 0.25 + 0.0625
-    assert (squares.tp + squares.fn).item() == 1.25
+    squares = [s.item() for s in soft_sums(pred, truth, squared=True)]
+    assert squares == pytest.approx([0.875, 0.5625 + 0.25 + 0.0625, 1.25])
 
 
 @given(masks, masks)

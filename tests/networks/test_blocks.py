@@ -8,10 +8,14 @@ from torch import nn
 from medseg.errors import ConfigError
 from medseg.networks import (
     ConvActNorm,
+    Head,
+    Heads,
     InterpolateConv,
     MaxPool,
     PreActResidual,
     TransposedConv,
+    count_parameters,
+    glorot_uniform,
     he_normal,
 )
 
@@ -32,6 +36,18 @@ def test_conv_act_norm_has_the_order_of_the_thesis():
 def test_conv_act_norm_without_activation_and_norm_is_the_convolution():
     layer = ConvActNorm(2, 1, 1, act=None, norm=None, kernel_size=1)
     assert names(layer) == ["Conv2d"]
+
+
+def test_an_even_kernel_keeps_the_size_as_in_keras():
+    """[1, 10] over [1, 2, 3] with the zero behind: 1 + 20, 2 + 30, 3 + 0."""
+    layer = ConvActNorm(2, 1, 1, kernel_size=(1, 2), act=None, norm=None, bias=False)
+    nn.init.constant_(layer.conv[1].weight, 1)
+    layer.conv[1].weight.data[..., 1] = 10
+    assert layer(torch.tensor([[[[1.0, 2.0, 3.0]]]])).flatten().tolist() == [21, 32, 3]
+    layer = ConvActNorm(3, 1, 1, kernel_size=(2, 3, 4), act=None, norm=None, bias=False)
+    x = torch.randn(2, 1, 5, 6, 7)
+    padded = nn.functional.pad(x, (1, 2, 1, 1, 0, 1))
+    torch.testing.assert_close(layer(x), nn.functional.conv3d(padded, layer.conv[1].weight))
 
 
 def test_pre_activation_residual_follows_algorithm_2_2():
@@ -99,8 +115,44 @@ def test_impossible_arguments_are_refused():
         TransposedConv(2, 1, 1, strides=1, kernel_size=2)
     with pytest.raises(ConfigError, match="nor 2, one per axis"):
         TransposedConv(2, 1, 1, strides=(2, 2, 2))
+    with pytest.raises(ConfigError, match="kernel_size 2 with strides 2"):
+        ConvActNorm(2, 1, 1, strides=2, kernel_size=2)
+    with pytest.raises(ConfigError, match="count of Heads is 0"):
+        Heads(2, 1, 1, count=0)
     with pytest.raises(ConfigError, match="'cubic'"):
         InterpolateConv(2, 1, 1, mode="cubic")
+
+
+def test_heads_speak_together_in_training_and_the_first_alone_after():
+    torch.manual_seed(0)
+    heads = Heads(2, 5, 3, count=3, head=partial(Head, kernel_size=1))
+    x = torch.randn(2, 5, 4, 6)
+    together = heads(x)
+    assert together.shape == (2, 3, 3, 4, 6)
+    torch.testing.assert_close(together[:, 0], heads.first(x))
+    torch.testing.assert_close(together[:, 2], heads.others[1](x))
+    torch.testing.assert_close(heads.eval()(x), together[:, 0])
+    scripted = torch.jit.script(heads)
+    torch.testing.assert_close(scripted.train()(x), together)
+    torch.testing.assert_close(scripted.eval()(x), together[:, 0])
+
+
+def test_parameters_are_counted_once_and_running_statistics_on_request():
+    layer = nn.Conv2d(2, 2, 3)
+    network = nn.Sequential(layer, nn.BatchNorm2d(2), layer, nn.InstanceNorm2d(2))
+    assert count_parameters(network) == 2 * 2 * 9 + 2 + 4
+    assert count_parameters(network, running_statistics=True) == 2 * 2 * 9 + 2 + 8
+    layer.requires_grad_(False)
+    assert count_parameters(network) == 4
+
+
+def test_glorot_uniform_has_variance_two_over_fan_in_and_out():
+    torch.manual_seed(0)
+    layer = nn.Conv3d(16, 32, 3)
+    glorot_uniform(layer)
+    assert layer.weight.var().item() == pytest.approx(2 / (27 * (16 + 32)), rel=0.05)
+    assert layer.weight.abs().max().item() <= (6 / (27 * (16 + 32))) ** 0.5
+    assert layer.bias.abs().max() == 0
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(32, 64, 3), nn.Conv3d(16, 32, 3), nn.Linear(300, 50)])

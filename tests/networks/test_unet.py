@@ -12,6 +12,7 @@ from medseg.errors import ConfigError
 from medseg.networks import (
     ConvActNorm,
     Head,
+    Heads,
     InterpolateConv,
     MaxPool,
     PreActResidual,
@@ -259,6 +260,45 @@ def test_parts_of_a_user_fit():
     assert network(torch.zeros(2, 3, 9, 9)).shape == (2, 2, 9, 9)
 
 
+def test_the_way_up_may_be_made_of_other_blocks():
+    network = UNet(2, 3, 2, channels=(4, 4, 4), decoder_block=GrowingBlock, bottleneck=PreActResidual)
+    assert not any(isinstance(m, GrowingBlock) for m in network.encoder.modules())
+    assert not any(isinstance(m, PreActResidual) for m in network.decoder.modules())
+    assert sum(isinstance(m, GrowingBlock) for m in network.decoder.modules()) == 4
+    assert network(torch.zeros(2, 3, 9, 9)).shape == (2, 2, 9, 9)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_deep_supervision_adds_the_coarser_levels_in_training_only(spatial_dims):
+    torch.manual_seed(0)
+    network = UNet(spatial_dims, 1, 2, channels=(4, 6, 8, 10), deep_supervision=2)
+    x = image(network, 17)
+    seen = []
+    hooks = [up.register_forward_hook(lambda module, given, output: seen.append(output)) for up in network.decoder]
+    logits = network(x)
+    for hook in hooks:
+        hook.remove()
+    assert logits.shape == (2, 3, 2, *x.shape[2:])
+    torch.testing.assert_close(logits[:, 0], network.head(seen[2]))
+    for number, features in ((1, seen[1]), (2, seen[0])):  # the finest first
+        side = network.side_heads[number - 1](features)
+        mode = "bilinear" if spatial_dims == 2 else "trilinear"
+        torch.testing.assert_close(logits[:, number], nn.functional.interpolate(side, x.shape[2:], mode=mode))
+    torch.testing.assert_close(torch.jit.script(network)(x), logits)
+    plain = UNet(spatial_dims, 1, 2, channels=(4, 6, 8, 10))
+    missing = plain.load_state_dict(network.state_dict(), strict=False)
+    assert not missing.missing_keys
+    assert all(key.startswith("side_heads.") for key in missing.unexpected_keys)
+    torch.testing.assert_close(network.eval()(x), plain.eval()(x))
+
+
+def test_deep_supervision_teaches_the_coarser_levels_directly():
+    network = UNet(2, 1, 1, channels=(4, 6, 8), deep_supervision=1)
+    network(image(network))[:, 1].square().mean().backward()
+    assert network.decoder[0].up.conv.weight.grad.abs().max() > 0
+    assert network.decoder[1].up.conv.weight.grad.abs().max() == 0
+
+
 def test_a_bundle_configuration_builds_it():
     config = {
         "imports": ["$import functools", "$import medseg"],
@@ -299,6 +339,9 @@ def test_one_level_has_no_decoder():
         ({"layers": (1, 2)}, "layers has 2 entries; expected 3, one per level"),
         ({"layers": 0}, "layers 0"),
         ({"decoder_layers": (1, 2, 3)}, "decoder_layers has 3 entries; expected 2"),
+        ({"deep_supervision": 2}, "deep_supervision 2, head Head: expected at most 1 of 3 levels"),
+        ({"deep_supervision": -1}, "deep_supervision -1"),
+        ({"deep_supervision": 1, "head": Heads}, "head Heads.*a head of one output"),
     ],
 )
 def test_impossible_arguments_are_named(arguments, message):
