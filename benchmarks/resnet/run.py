@@ -73,6 +73,7 @@ VARIANTS = {
     "as SciNets, normalized skip, with a sigmoid": Variant(residual_everywhere("BATCH")),
 }
 BASIC = list(VARIANTS)[:3]
+RAW = ["as SciNets", "as SciNets, with a sigmoid"]
 SOURCES = ("PET/CT, window 0 to 1", "PET/CT, window in HU", "hippocampus")
 
 
@@ -317,7 +318,7 @@ def main(
     torch.set_num_threads(1)
     sources: dict[str, tuple[Data, list[str]]] = {}
     if petct_dir:
-        sources[SOURCES[0]] = (petct(petct_dir, scaled=True), BASIC)
+        sources[SOURCES[0]] = (petct(petct_dir, scaled=True), [*BASIC, *RAW])
         sources[SOURCES[1]] = (petct(petct_dir, scaled=False), list(VARIANTS))
     if mr_dir:
         sources[SOURCES[2]] = (hippocampus(mr_dir), BASIC)
@@ -340,12 +341,8 @@ def main(
             if key not in results["untrained"] and only in key:
                 results["untrained"][key] = untrained(VARIANTS[name], data)
                 save()
-    jobs = [
-        (seed, rate, source, name)
-        for seed, rate in [*((seed, RATE) for seed in range(seeds)), (0, THESIS_RATE)]
-        for source, (_, names) in sources.items()
-        for name in names
-    ]
+    jobs = [(seed, RATE, source, name) for seed in range(seeds) for source in sources for name in sources[source][1]]
+    jobs += [(0, THESIS_RATE, source, name) for source in sources if "HU" in source for name in VARIANTS]
     for seed, rate, source, name in jobs:
         key = f"{source} | {name} | {rate:g} | seed {seed}"
         if key in results["runs"] or only not in key:
