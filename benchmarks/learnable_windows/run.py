@@ -1,6 +1,7 @@
 """Does a learnable Hounsfield window find its way from a wrong window to one that scores as well as the right one?
 
     python benchmarks/learnable_windows/run.py FOLDER                  # all of it, into FOLDER and benchmarks/results
+    python benchmarks/learnable_windows/run.py FOLDER --train right    # one training only, to spread them over cores
     python benchmarks/learnable_windows/run.py FOLDER --figure-only    # the figure again, from the results
 
 A generated cohort, CT alone, and the training of the bundle head_neck_petct_segmentation with a narrower network. The
@@ -41,7 +42,7 @@ SETTINGS = {
 #: The image keeps its HU, and the network begins with the window.
 LEARNABLE = {
     "select_inputs": "[{_target_: medseg.transforms.SelectChannelsd, keys: image, channels: '@channels'}]",
-    "network_def": "$torch.nn.Sequential(medseg.networks.LearnableWindow(@windows, scale=True, unit=1000), "
+    "network_def": "$torch.nn.Sequential(medseg.networks.LearnableWindow(@windows, scale=True, unit=2000), "
     "medseg.networks.UNet(2, len(@channels), len(@labels) - 1, @network_channels))",
 }
 
@@ -57,8 +58,8 @@ class Arm:
 
 ARMS = {
     "right": Arm(70, 200),
-    "wrong": Arm(-60, 200),
-    "wrong, learned": Arm(-60, 200, learnable=True),
+    "wrong": Arm(150, 100),
+    "wrong, learned": Arm(150, 100, learnable=True),
     "blind": Arm(300, 100),
     "blind, learned": Arm(300, 100, learnable=True),
 }
@@ -167,6 +168,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="for the cohort and the runs")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/learnable_windows.json")
     parser.add_argument("--figure", type=Path, default=ROOT / "docs/images/learnable_windows.png")
+    parser.add_argument("--train", choices=ARMS, help="make this training, and no results yet")
     parser.add_argument("--figure-only", action="store_true", help="draw the results that stand in --out")
     arguments = parser.parse_args()
     if not arguments.figure_only:
@@ -177,10 +179,14 @@ def main() -> None:
             make_dataset(folder)
         arms: dict[str, Any] = {}
         for name, arm in ARMS.items():
+            if arguments.train not in (None, name):
+                continue
             done = folder / f"{name}.json"
             if not done.exists():
                 atomic_write_text(done, json.dumps({"start": [arm.center, arm.width], **train(folder, name)}))
             arms[name] = json.loads(done.read_text())
+        if arguments.train:
+            return
         for name, result in arms.items():  # once, when everything is decided
             result["test_dice"] = score(folder, name)
         results = {"medseg": __version__, "torch": torch.__version__, "settings": SETTINGS, "arms": arms}
