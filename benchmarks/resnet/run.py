@@ -9,11 +9,10 @@
 MR is the dataset of docs/tutorials/hippocampus.md. Every run trains a small network from one seed and records, every
 ten steps, the norms of the gradients of the 1×1 convolutions on the skips and of the convolutions on the residual
 paths, and the spread of the output. Apart from that, networks in the thesis' full width are measured once, untrained.
-Runs that the file of results holds already are not repeated. One core, about 25 minutes.
+Runs that the file of results holds already are not repeated. One core, about 20 minutes.
 """
 
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -267,34 +266,43 @@ COLORS |= {"as SciNets": "tab:orange", "as SciNets, normalized skip": "tab:green
 
 def draw(results: dict[str, Any], out: Path) -> None:
     """Layers of the untrained networks, gradients while training, and the scores."""
-    figure, axes = plt.subplots(2, 3, figsize=(13, 7.5), layout="constrained")
-    source = "PET/CT, window in HU"
-    for name, color in COLORS.items():
-        layers = results["untrained"][f"{source} | {name}"]["layers"]
-        for axis, key in zip(axes[0], ("output", "residual"), strict=False):
-            axis.semilogy(range(1, len(layers[key]) + 1), layers[key], ".-", color=color, label=name)
-    for axis, what in zip(
-        axes[0], ("root mean square of the output", "norm of the gradient, residual path"), strict=False
-    ):
-        axis.set(title=f"untrained, full width: {what}", xlabel="layer", ylabel=what)
-    for name in BASIC[1:]:
-        history = results["runs"][f"{source} | {name} | {RATE:g} | seed 0"]["history"]
+    figure, axes = plt.subplots(2, 3, figsize=(13, 8), layout="constrained")
+    hu = SOURCES[1]
+    titles = ("untrained, full width: features", "untrained, full width: gradients")
+    for axis, key, title in zip(axes[0], ("output", "residual"), titles, strict=False):
+        for name, color in COLORS.items():
+            layers = results["untrained"][f"{hu} | {name}"]["layers"][key]
+            axis.semilogy(range(1, len(layers) + 1), layers, ".-", color=color, label=name)
+        axis.set(title=title, xlabel="layer")
+    axes[0, 0].set_ylabel("root mean square of the output")
+    axes[0, 1].set_ylabel("norm for the kernels of the residual path")
+    for name in [name for name in COLORS if name != "convolutional"]:
+        history = results["runs"][f"{hu} | {name} | {RATE:g} | seed 0"]["history"]
         for key, style in (("skip", "-"), ("residual", "--")):
             norms = [median for median, _ in history[key]]
-            axes[0, 2].semilogy(history["step"], norms, style, color=COLORS[name], label=f"{name}: {key} path")
-    axes[0, 2].set(title="training: median over the layers", xlabel="step", ylabel="norm of the gradient")
+            axes[0, 2].semilogy(history["step"], norms, style, color=COLORS[name])
+    axes[0, 2].plot([], [], "k-", label="1×1 convolution on the skip")
+    axes[0, 2].plot([], [], "k--", label="residual path")
+    axes[0, 2].set(title="training: gradients", xlabel="step", ylabel="norm, median over the layers")
     for axis, source in zip(axes[1], SOURCES, strict=True):
-        for name, color in COLORS.items():
-            for seed in range(9):
-                run = results["runs"].get(f"{source} | {name} | {RATE:g} | seed {seed}")
-                if run:
-                    label = None if seed else name
-                    axis.plot(run["validation"]["step"], run["validation"]["dice"], ".-", color=color, label=label)
-        axis.set(title=source, xlabel="step", ylabel="Dice, validation", ylim=(0, 1))
+        for key, run in results["runs"].items():
+            where, name, rate, seed = key.split(" | ")
+            if where == source and rate == f"{RATE:g}" and name in COLORS:
+                label = name if seed == "seed 0" else None
+                scores = run["validation"]
+                axis.plot(scores["step"], scores["dice"], ".-", color=COLORS[name], label=label)
+        axis.set(title=source, xlabel="step", ylabel="Dice, validation", ylim=(-0.02, 1))
     for axis in axes.flat:
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, framealpha=0.6)
         axis.grid(alpha=0.3)
-    figure.savefig(out, dpi=90)
+    figure.savefig(out, dpi=80)
+
+
+def processor() -> str:
+    """The name of the processor."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 @click.command()
@@ -324,12 +332,11 @@ def main(
         sources[SOURCES[2]] = (hippocampus(mr_dir), BASIC)
     results: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {"untrained": {}, "runs": {}}
     results["machine"] = {
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "threads": 1,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "monai": monai.__version__,
-        "load_average": os.getloadavg()[0],
     }
 
     def save() -> None:

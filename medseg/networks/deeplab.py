@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from medseg.errors import ConfigError
 
+from .arguments import require_network
 from .blocks import Head, he_normal, linear_mode
-from .encoders import MobileNetV2, Normalization, Part, check_image, check_numbers, conv_norm_act, normalizes_batch
+from .encoders import MobileNetV2, Normalization, Part, check_image, conv_norm_act, normalizes_batch
 
 
 class ASPP(nn.Module):
@@ -132,7 +133,7 @@ class DeepLabV3Plus(nn.Module):
         initializer: Callable[[nn.Module], None] | None = he_normal,
     ) -> None:
         super().__init__()
-        check_numbers(spatial_dims, in_channels=in_channels, out_channels=out_channels, channels=channels)
+        require_network(spatial_dims, in_channels=in_channels, out_channels=out_channels, channels=channels)
         if min(rates, default=1) < 1 or low_level_channels < 0:
             raise ConfigError(
                 f"rates {tuple(rates)}, low_level_channels {low_level_channels}: expected positive rates and 0 or more"

@@ -10,6 +10,7 @@ from torch import nn
 
 from medseg.errors import ConfigError
 
+from .arguments import require_network
 from .blocks import Head, MaxPool, he_normal
 from .dense_blocks import (
     AddProjected,
@@ -20,7 +21,7 @@ from .dense_blocks import (
     TransitionDown,
     TransitionUp,
 )
-from .encoder_decoder import EncoderDecoder, NoSkip, require_network
+from .encoder_decoder import EncoderDecoder, NoSkip
 from .unet import UNet, UpLevel
 
 

@@ -6,8 +6,7 @@ import torch
 from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
-from medseg.errors import ConfigError
-
+from .arguments import require_image, require_network
 from .blocks import he_normal
 
 
@@ -72,13 +71,14 @@ class DilatedCNN(nn.Module):
         initializer: Callable[[nn.Module], None] | None = he_normal,
     ) -> None:
         super().__init__()
-        if spatial_dims not in (2, 3):
-            raise ConfigError(f"spatial_dims is {spatial_dims}; expected 2 or 3")
-        if not dilations or min(in_channels, out_channels, channels, features, *dilations) < 1:
-            raise ConfigError(
-                f"in_channels {in_channels}, out_channels {out_channels}, channels {channels}, features {features}, "
-                f"dilations {tuple(dilations)}: expected at least one dilation, and all positive"
-            )
+        require_network(
+            spatial_dims,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            channels=channels,
+            features=features,
+            dilations=dilations,
+        )
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.spatial_dims = spatial_dims
@@ -113,8 +113,4 @@ class DilatedCNN(nn.Module):
 
     @torch.jit.unused
     def _check(self, x: Tensor) -> None:
-        if x.ndim != self.spatial_dims + 2 or x.shape[1] != self.in_channels or min(x.shape[2:]) < self.least:
-            raise ConfigError(
-                f"input of shape {tuple(x.shape)} does not fit the network: expected (batch, {self.in_channels} "
-                f"channels, {self.spatial_dims} spatial axes of at least {self.least} voxels)"
-            )
+        require_image(self, x, self.least)

@@ -1,12 +1,11 @@
 """What networks with an encoder and a decoder share, however unlike their levels are."""
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from medseg.errors import ConfigError
+from .arguments import normalizes, require_image, require_voxels_to_normalize
 
 
 class EncoderDecoder(nn.Module):
@@ -54,9 +53,7 @@ class EncoderDecoder(nn.Module):
         self.encoder = nn.ModuleList(encoder)
         self.decoder = nn.ModuleList(decoder)
         self.head = head
-        # Only these fail on a single voxel.
-        norms = torch.nn.modules.batchnorm._NormBase
-        self.normalized = any(isinstance(module, norms) for module in self.encoder[-1].modules())
+        self.normalized = normalizes(self.encoder[-1])
         if initializer is not None:
             self.apply(initializer)
 
@@ -75,17 +72,9 @@ class EncoderDecoder(nn.Module):
 
     @torch.jit.unused
     def _check(self, x: Tensor) -> None:
-        if x.ndim != self.spatial_dims + 2 or x.shape[1] != self.in_channels:
-            raise ConfigError(
-                f"input of shape {tuple(x.shape)} does not fit the network: expected "
-                f"(batch, {self.in_channels} channels, {self.spatial_dims} spatial axes)"
-            )
-        deepest = [math.ceil(size / factor) for size, factor in zip(x.shape[2:], self.reduction, strict=True)]
-        if self.normalized and self.training and x.shape[0] * math.prod(deepest) == 1:
-            raise ConfigError(
-                f"input of shape {tuple(x.shape)} leaves a single voxel at the deepest level, which cannot be "
-                f"normalized in training: give larger images than {tuple(self.reduction)}, more of them or fewer levels"
-            )
+        require_image(self, x)
+        if self.normalized:
+            require_voxels_to_normalize(self, x, self.reduction)
 
 
 class NoSkip(nn.Module):
@@ -102,20 +91,3 @@ class NoSkip(nn.Module):
     def forward(self, skip: Tensor, up: Tensor) -> Tensor:
         """Return the up-sampled features."""
         return up
-
-
-def require_network(spatial_dims: int, **positive: int | Sequence[int]) -> None:
-    """Raise ConfigError unless there are 2 or 3 axes and every other number is positive.
-
-    Example:
-        >>> require_network(2, growth=12, layers=(4, 0))
-        Traceback (most recent call last):
-        medseg.errors.ConfigError: layers is (4, 0); expected positive numbers
-    """
-    if spatial_dims not in (2, 3):
-        raise ConfigError(f"spatial_dims is {spatial_dims}; expected 2 or 3")
-    for name, value in positive.items():
-        values = (value,) if isinstance(value, int) else tuple(value)
-        if not values or min(values) < 1:
-            found, expected = (value, "a positive number") if isinstance(value, int) else (values, "positive numbers")
-            raise ConfigError(f"{name} is {found}; expected {expected}")

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from medseg.errors import ConfigError
 
+from .arguments import require_image, require_network
+
 Part = Callable[..., nn.Module]
 Normalization = str | tuple
 
@@ -304,15 +306,6 @@ def normalizes_batch(pooled: nn.Module) -> bool:
     return any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in pooled.modules())
 
 
-def check_numbers(spatial_dims: int, **widths: int) -> None:
-    """Refuse other axes than 2 or 3, and a number that is not positive, by the name of its argument."""
-    if spatial_dims not in (2, 3):
-        raise ConfigError(f"spatial_dims is {spatial_dims}; expected 2 or 3")
-    for name, width in widths.items():
-        if width < 1:
-            raise ConfigError(f"{name} is {width}; expected a positive number")
-
-
 def check_image(network: nn.Module, x: Tensor, pooled: int | None) -> None:
     """Refuse images that a network over an encoder cannot take.
 
@@ -324,11 +317,7 @@ def check_image(network: nn.Module, x: Tensor, pooled: int | None) -> None:
     Raises:
         ConfigError: for another shape, and in training where a single value per channel would be normalized.
     """
-    if x.ndim != network.spatial_dims + 2 or x.shape[1] != network.in_channels:
-        raise ConfigError(
-            f"input of shape {tuple(x.shape)} does not fit the network: expected "
-            f"(batch, {network.in_channels} channels, {network.spatial_dims} spatial axes)"
-        )
+    require_image(network, x)
     deepest = math.prod([math.ceil(size / network.encoder.strides[-1]) for size in x.shape[2:]])
     if network.training and x.shape[0] * min(deepest, deepest if pooled is None else pooled) == 1:
         raise ConfigError(
@@ -370,7 +359,7 @@ def _multiple_of_8(width: float) -> int:
 
 
 def _check_encoder(spatial_dims: int, in_channels: int, output_stride: int, width: float) -> None:
-    check_numbers(spatial_dims, in_channels=in_channels)
+    require_network(spatial_dims, in_channels=in_channels)
     if output_stride not in (8, 16, 32):
         raise ConfigError(f"output_stride is {output_stride}; expected 8, 16 or 32")
     if width * 64 < 1:

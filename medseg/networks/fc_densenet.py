@@ -7,9 +7,10 @@ from functools import partial
 from monai.networks.blocks import Convolution
 from torch import nn
 
+from .arguments import require_network
 from .blocks import Concatenate, Head, TransposedConv
 from .dense_blocks import DenseBlock, NormActConv, TransitionDown
-from .encoder_decoder import EncoderDecoder, require_network
+from .encoder_decoder import EncoderDecoder
 from .unet import UpLevel
 
 

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from medseg.errors import ConfigError
 
+from .arguments import require_network
 from .blocks import PreActResidual, TransposedConv, he_normal
 from .dense_blocks import AddProjected
-from .encoder_decoder import EncoderDecoder, NoSkip, require_network
+from .encoder_decoder import EncoderDecoder, NoSkip
 from .unet import UpLevel
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from medseg.errors import ConfigError
 
+from .arguments import require_image, require_network
 from .blocks import glorot_uniform
 from .voxel_patches import gather, pad_by
 
@@ -96,8 +97,7 @@ class PatchClassifier(nn.Module):
         initializer: Callable[[nn.Module], None] | None = glorot_uniform,
     ) -> None:
         super().__init__()
-        if spatial_dims not in (2, 3):
-            raise ConfigError(f"spatial_dims is {spatial_dims}; expected 2 or 3")
+        require_network(spatial_dims)
         if features < 0 or min(in_channels - features, out_channels, *hidden, 1) < 1:
             raise ConfigError(
                 f"in_channels {in_channels}, out_channels {out_channels}, hidden {tuple(hidden)}, features {features}: "
@@ -176,11 +176,7 @@ class PatchClassifier(nn.Module):
 
     @torch.jit.unused
     def _check(self, x: Tensor) -> None:
-        if x.ndim != self.spatial_dims + 2 or x.shape[1] != self.in_channels:
-            raise ConfigError(
-                f"input of shape {tuple(x.shape)} does not fit the network: expected "
-                f"(batch, {self.in_channels} channels, {self.spatial_dims} spatial axes)"
-            )
+        require_image(self, x)
         if self.padding == "reflect" and min(x.shape[2:]) <= self.patch_size // 2:
             raise ConfigError(
                 f"input of shape {tuple(x.shape)} cannot be padded by reflection for patches of {self.patch_size} "

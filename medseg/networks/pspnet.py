@@ -12,8 +12,9 @@ from torch.nn import functional
 
 from medseg.errors import ConfigError
 
+from .arguments import require_network
 from .blocks import ConvActNorm, Head, MaxPool, he_normal, linear_mode
-from .encoders import BottleneckResNet, Normalization, Part, check_image, check_numbers, conv_norm_act, normalizes_batch
+from .encoders import BottleneckResNet, Normalization, Part, check_image, conv_norm_act, normalizes_batch
 
 # The encoder of the original.
 _RESNET50 = partial(BottleneckResNet, deep_stem=True)
@@ -157,7 +158,7 @@ class PSPNet(nn.Module):
         initializer: Callable[[nn.Module], None] | None = he_normal,
     ) -> None:
         super().__init__()
-        check_numbers(
+        require_network(
             spatial_dims, in_channels=in_channels, out_channels=out_channels, channels=channels, kernel_size=kernel_size
         )
         sides = tuple(bins if windows is None else windows)
@@ -240,7 +241,7 @@ class KitsEncoder(nn.Module):
         if len(channels) != 3:
             raise ConfigError(f"channels is {tuple(channels)}; expected three numbers, one per convolution")
         first, second, third = channels
-        check_numbers(spatial_dims, in_channels=in_channels, channels=min(channels))
+        require_network(spatial_dims, in_channels=in_channels, channels=min(channels))
         self.fine = nn.Sequential(ConvActNorm(spatial_dims, in_channels, first), MaxPool(spatial_dims, first, first))
         self.coarse = nn.Sequential(
             ConvActNorm(spatial_dims, first, second, kernel_size=2),

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from medseg.errors import ConfigError
 
+from .arguments import normalizes, require_image, require_network, require_voxels_to_normalize
 from .blocks import Concatenate, ConvActNorm, Head, Heads, MaxPool, TransposedConv, he_normal, linear_mode
 
 Part = Callable[..., nn.Module]
@@ -87,13 +88,7 @@ class UNet(nn.Module):
         initializer: Callable[[nn.Module], None] | None = he_normal,
     ) -> None:
         super().__init__()
-        if spatial_dims not in (2, 3):
-            raise ConfigError(f"spatial_dims is {spatial_dims}; expected 2 or 3")
-        if not channels or min(in_channels, out_channels, *channels) < 1:
-            raise ConfigError(
-                f"in_channels {in_channels}, out_channels {out_channels}, channels {tuple(channels)}: "
-                "expected at least one level, and all positive"
-            )
+        require_network(spatial_dims, in_channels=in_channels, out_channels=out_channels, channels=channels)
         steps = len(channels) - 1
         step_strides = [
             s if isinstance(s, int) else tuple(s) for s in _one_per("strides", strides, steps, "step between levels")
@@ -151,6 +146,7 @@ class UNet(nn.Module):
             head(spatial_dims, up_widths[-2 - number], out_channels) for number in range(deep_supervision)
         )
         self.mode = linear_mode(spatial_dims)
+        self.normalized = normalizes(self.encoder[-1])
         if initializer is not None:
             self.apply(initializer)
 
@@ -167,7 +163,8 @@ class UNet(nn.Module):
         features: list[Tensor] = []
         for level in self.decoder:
             x = level(x, skips.pop())
-            features.append(x)
+            if self.training and len(self.side_heads) > 0:
+                features.append(x)
         logits = self.head(x)
         if not self.training or len(self.side_heads) == 0:
             return logits
@@ -179,17 +176,9 @@ class UNet(nn.Module):
 
     @torch.jit.unused
     def _check(self, x: Tensor) -> None:
-        if x.ndim != self.spatial_dims + 2 or x.shape[1] != self.in_channels:
-            raise ConfigError(
-                f"input of shape {tuple(x.shape)} does not fit the network: expected "
-                f"(batch, {self.in_channels} channels, {self.spatial_dims} spatial axes)"
-            )
-        deepest = [math.ceil(size / factor) for size, factor in zip(x.shape[2:], self.reduction, strict=True)]
-        if self.training and x.shape[0] * math.prod(deepest) == 1:
-            raise ConfigError(
-                f"input of shape {tuple(x.shape)} leaves a single voxel at the deepest level, which cannot be "
-                f"normalized in training: give larger images than {tuple(self.reduction)}, more of them or fewer levels"
-            )
+        require_image(self, x)
+        if self.normalized:
+            require_voxels_to_normalize(self, x, self.reduction)
 
 
 class UpLevel(nn.Module):

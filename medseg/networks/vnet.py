@@ -8,8 +8,9 @@ from torch.nn import functional
 
 from medseg.errors import ConfigError
 
+from .arguments import require_network
 from .blocks import Concatenate, Head, TransposedConv, he_normal
-from .encoder_decoder import EncoderDecoder, require_network
+from .encoder_decoder import EncoderDecoder
 from .unet import UpLevel
 
 

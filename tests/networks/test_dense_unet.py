@@ -226,7 +226,7 @@ def test_arguments_of_the_big_one_that_make_no_network(arguments, message):
         ({"spatial_dims": 4}, "spatial_dims is 4"),
         ({"levels": 0}, "levels is 0"),
         ({"growth": -1}, "growth is -1"),
-        ({"out_channels": 0}, "out_channels 0"),
+        ({"out_channels": 0}, "out_channels is 0"),
         ({"strides": [2, 2]}, "strides has 2 entries; expected 4"),
     ],
 )

@@ -65,8 +65,8 @@ def test_a_receptive_field_is_measured_through_pooling_and_negative_weights() ->
     ("arguments", "message"),
     [
         ({"spatial_dims": 1}, "spatial_dims is 1"),
-        ({"dilations": ()}, "at least one dilation"),
-        ({"channels": 0}, "channels 0"),
+        ({"dilations": ()}, r"dilations is \(\); expected positive numbers"),
+        ({"channels": 0}, "channels is 0"),
     ],
 )
 def test_impossible_arguments_are_named(arguments: dict, message: str) -> None:

@@ -330,9 +330,9 @@ def test_one_level_has_no_decoder():
     ("arguments", "message"),
     [
         ({"spatial_dims": 4}, "spatial_dims is 4; expected 2 or 3"),
-        ({"channels": ()}, r"channels \(\): expected at least one level"),
-        ({"channels": (4, 0)}, r"channels \(4, 0\)"),
-        ({"in_channels": 0}, "in_channels 0"),
+        ({"channels": ()}, r"channels is \(\); expected positive numbers"),
+        ({"channels": (4, 0)}, r"channels is \(4, 0\)"),
+        ({"in_channels": 0}, "in_channels is 0"),
         ({"strides": [2]}, "strides has 1 entries; expected 2, one per step"),
         ({"strides": [2, (2, 2, 2)]}, "nor 2, one per axis"),
         ({"strides": 0}, "0 is neither one positive number"),
