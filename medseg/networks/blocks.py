@@ -98,8 +98,9 @@ class PreActResidual(nn.Module):
     """The improved (pre-activation) residual layer: shortcut + conv(act(norm(conv(act(norm(x)))))).
 
     The shortcut is the identity where the shape stays, every s-th voxel where only the size changes, and a 1×1
-    convolution where the number of channels changes. As published that convolution is not normalized, the suspected
-    cause of exploding gradients in a U-Net made of these layers; ``shortcut_norm="BATCH"`` normalizes it.
+    convolution where the number of channels changes. As published that convolution is not normalized: it hands
+    the scale of the image on to every level, and starves the deep ones of gradients where that scale is large (see the
+    page "Improved ResNet and its skip"). ``shortcut_norm="BATCH"`` normalizes it.
 
     Args:
         spatial_dims: 2 or 3.
