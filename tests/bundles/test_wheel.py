@@ -65,7 +65,10 @@ def test_the_wheel_has_all_that_is_needed_and_no_more(wheel: Path):
         }
         assert expected <= names, sorted(expected - names)
     assert {"medseg/py.typed", "medseg/io/__init__.pyi", "medseg/report/templates/run.html"} <= names
-    for bundle in ("head_neck_petct_segmentation", "hippocampus_mr_segmentation"):
+    for bundle, own in (
+        ("head_neck_petct_segmentation", ["choose_threshold.yaml"]),
+        ("hippocampus_mr_segmentation", []),
+    ):
         root = f"medseg/bundles/{bundle}"
         assert {name for name in names if name.startswith(f"{root}/")} == {
             f"{root}/LICENSE",
@@ -79,6 +82,7 @@ def test_the_wheel_has_all_that_is_needed_and_no_more(wheel: Path):
                     "metadata.json",
                     "multi_gpu_train.yaml",
                     "train.yaml",
+                    *own,
                 )
             ),
         }
