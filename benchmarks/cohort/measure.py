@@ -3,13 +3,13 @@
     python benchmarks/cohort/measure.py
 
 A source of 2,000 cases (noise and its label, NIfTI, gzipped) is made in a temporary folder: once with 64 × 64 × 16
-voxels, once with 96 × 96 × 32. `data_prep build folder` makes a dataset of it with 1, 2, … jobs on as many cores, each
-run from the start of Python on. The run with one job is held to one core: it would otherwise use the threads of torch
-and of hashing on all of them, and would be no measure of what a core does. Each is run several times and the least
-counts. At last one run makes report.html of the finished dataset. Every process that makes cases imports MONAI first
-(`import_monai_s`), all at the same time: of tiny cases that is a notable part.
+voxels, once with 96 × 96 × 32, once with 128 × 128 × 48. `data_prep build folder` makes a dataset of it with 1, 2, …
+jobs on as many cores, each run from the start of Python on. The run with one job is held to one core: it would
+otherwise use the threads of torch and of hashing on all of them, and would be no measure of what a core does. Each is
+run several times and the least counts. At last one run makes report.html of the finished dataset. Every process that
+makes cases imports MONAI first (`import_monai_s`), all at the same time: of tiny cases that is a notable part.
 
-Memory is what is resident (VmRSS) in the parent and in the largest worker, seen a few times a second; the numbers to
+Memory is what is resident (VmRSS) in the parent and in the largest worker, seen once a second; the numbers to
 compare are those when a tenth of the cases is done and those when all are.
 """
 
@@ -129,7 +129,7 @@ def import_s() -> float:
     nargs=3,
     type=int,
     multiple=True,
-    default=((64, 64, 16), (96, 96, 32)),
+    default=((64, 64, 16), (96, 96, 32), (128, 128, 48)),
     show_default=True,
     help="Voxels of a case; a cohort for each.",
 )
