@@ -304,7 +304,8 @@ def test_torchscript(case):
 
 
 def test_onnx(case, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
+    import onnxruntime
+
     network = settled(case)
     path = tmp_path / "network.onnx"
     torch.onnx.export(network, (images(case),), path, dynamo=True, verbose=False)
