@@ -42,19 +42,19 @@ def require_image(network: nn.Module, x: Tensor, least: int = 1) -> None:
         )
 
 
-def require_voxels_to_normalize(network: nn.Module, x: Tensor, reduction: Sequence[int]) -> None:
-    """Raise ConfigError where batch statistics would be those of a single voxel, in training.
+def require_voxels_to_normalize(network: nn.Module, x: Tensor) -> None:
+    """Raise ConfigError where statistics would be those of a single voxel, in training.
 
     Args:
-        network: which shall take the images.
+        network: which shall take the images, with `normalized` (see :func:`normalizes`) and `reduction`: what a voxel
+            of the deepest level spans along each axis.
         x: the images.
-        reduction: what a voxel of the deepest level spans along each axis.
     """
-    deepest = [math.ceil(size / factor) for size, factor in zip(x.shape[2:], reduction, strict=True)]
-    if network.training and x.shape[0] * math.prod(deepest) == 1:
+    deepest = [math.ceil(size / factor) for size, factor in zip(x.shape[2:], network.reduction, strict=True)]
+    if network.normalized and network.training and x.shape[0] * math.prod(deepest) == 1:
         raise ConfigError(
             f"input of shape {tuple(x.shape)} leaves a single voxel at the deepest level, which cannot be "
-            f"normalized in training: give larger images than {tuple(reduction)}, more of them or fewer levels"
+            f"normalized in training: give larger images than {tuple(network.reduction)}, more of them or fewer levels"
         )
 
 

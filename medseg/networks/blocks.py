@@ -90,8 +90,7 @@ class ConvActNorm(Convolution):
             padding=0 if even else padding,
         )
         if even:
-            sides = [side for k in reversed(kernel) for side in ((k - 1) // 2, k // 2)]
-            self.conv = nn.Sequential(Pad["CONSTANTPAD", spatial_dims](sides, 0.0), self.get_submodule("conv"))
+            self.conv = nn.Sequential(pad_same(kernel), self.get_submodule("conv"))
 
 
 class PreActResidual(nn.Module):
@@ -414,6 +413,19 @@ def glorot_uniform(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def pad_same(kernel: Sequence[int]) -> nn.Module:
+    """Return the padding that Keras calls "same": of an even kernel the odd zero is behind the last voxel.
+
+    torch's ``padding="same"`` does it too, with a warning for even kernels.
+
+    Example:
+        >>> pad_same((2, 3))(torch.ones(1, 1, 4, 4)).shape
+        torch.Size([1, 1, 5, 6])
+    """
+    sides = [side for k in reversed(kernel) for side in ((k - 1) // 2, k // 2)]
+    return Pad["CONSTANTPAD", len(kernel)](sides, 0.0)
 
 
 def linear_mode(spatial_dims: int) -> str:

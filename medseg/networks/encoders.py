@@ -14,13 +14,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 from monai.networks.blocks import Convolution
-from monai.networks.layers import Norm, Pad
+from monai.networks.layers import Norm
 from monai.networks.nets.resnet import ResNet, ResNetBottleneck
 from torch import Tensor, nn
 
 from medseg.errors import ConfigError
 
 from .arguments import require_image, require_network
+from .blocks import pad_same
 
 Part = Callable[..., nn.Module]
 Normalization = str | tuple
@@ -286,9 +287,7 @@ def conv_norm_act(
     )
     if not even:
         return layer
-    # torch's padding="same" does the same, with a warning.
-    sides = ((kernel_size - 1) // 2, kernel_size // 2) * spatial_dims
-    return nn.Sequential(Pad["CONSTANTPAD", spatial_dims](sides, 0.0), layer)
+    return nn.Sequential(pad_same((kernel_size,) * spatial_dims), layer)
 
 
 def normalizes_batch(pooled: nn.Module) -> bool:

@@ -177,8 +177,7 @@ class UNet(nn.Module):
     @torch.jit.unused
     def _check(self, x: Tensor) -> None:
         require_image(self, x)
-        if self.normalized:
-            require_voxels_to_normalize(self, x, self.reduction)
+        require_voxels_to_normalize(self, x)
 
 
 class UpLevel(nn.Module):
