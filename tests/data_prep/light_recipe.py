@@ -87,17 +87,41 @@ def write_source(root: Path, n_cases: int, content: str = "wait\n\n") -> Path:
     return root
 
 
-def build_light(source: Path, out: Path, jobs: int, **given: Any) -> build.BuildResult:
-    """Build with workers that import nothing."""
+def build_light(source: Path, out: Path, jobs: int, hold: int | None = None, **given: Any) -> build.BuildResult:
+    """Build with workers that import nothing; ``hold`` stops it for ever once so many cases are made."""
     start = build._workers
-    build._workers = lambda jobs, ray, source, out: Workers(jobs)
+    build._workers = lambda jobs, ray, source, out: Workers(jobs) if hold is None else TellingWorkers(jobs, hold)
     try:
         return build.build_dataset(LightRecipe(), source, out, jobs=jobs, report=False, **given)
     finally:
         build._workers = start
 
 
+class TellingWorkers(Workers):
+    """Workers that print a line for every case made, and after the last of ``hold`` of them wait to be killed."""
+
+    def __init__(self, jobs: int, hold: int) -> None:
+        super().__init__(jobs)
+        self.hold = hold
+
+    def each(self, function: Any, tasks: Any, **given: Any) -> Any:
+        """As ever, but told."""
+        making = function is build.make_case
+        if making:
+            self._tell(0)
+        for number, result in enumerate(super().each(function, tasks, **given), start=1):
+            yield result
+            if making:
+                self._tell(number)
+
+    def _tell(self, number: int) -> None:
+        print(number, flush=True)
+        if number == self.hold:
+            signal.pause()
+
+
 if __name__ == "__main__":
     import light_recipe  # workers know the recipe by this name
 
-    light_recipe.build_light(Path(sys.argv[1]), Path(sys.argv[2]), 2, key=Path(sys.argv[3]))
+    source, out, key, hold = sys.argv[1:]
+    light_recipe.build_light(Path(source), Path(out), 2, hold=int(hold), key=Path(key))

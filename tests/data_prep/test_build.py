@@ -110,8 +110,22 @@ def test_a_killed_build_ends_as_if_it_had_never_stopped(tmp_path: Path, key: Pat
     source = write_source(tmp_path / "source", n_cases=9, shape=(60, 60, 60))
     build(source, tmp_path / "whole", key=key)
     out = tmp_path / "killed"
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / "sitecustomize.py").write_text(
+        "import signal\nfrom medseg.io.workers import Workers\neach = Workers.each\n"
+        "def held(*given, **named):\n"
+        "    making = given[1].__name__ == 'make_case'\n"
+        "    for number, result in enumerate(each(*given, **named)):\n"
+        "        if making and number == 3:\n"
+        "            signal.pause()  # so that it is killed at work, however slow this test is\n"
+        "        yield result\n"
+        "Workers.each = held\n"
+    )
     words = [sys.executable, "-m", "data_prep", "build", "folder", str(source), str(out)]
-    process = subprocess.Popen([*words, "--key", str(key), "--jobs", "2", "--no-report"])
+    process = subprocess.Popen(
+        [*words, "--key", str(key), "--jobs", "2", "--no-report"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "held")},
+    )
     while process.poll() is None and len(list(out.glob(".build/[!.]*.json"))) < 3:
         time.sleep(0.002)
     workers = children_of(process.pid)

@@ -44,38 +44,58 @@ def tree(root: Path) -> dict[str, str]:
     }
 
 
-def start(source: Path, out: Path, key: Path) -> "subprocess.Popen[bytes]":
-    words = [sys.executable, str(HERE / "light_recipe.py"), str(source), str(out), str(key)]
+def start(source: Path, out: Path, key: Path, hold: int = -1) -> "subprocess.Popen[str]":
+    """A build in another process, which prints how many cases it has made, and waits for ever after ``hold``."""
+    words = [sys.executable, str(HERE / "light_recipe.py"), str(source), str(out), str(key), str(hold)]
     where = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(words, start_new_session=True, env={**os.environ, "PYTHONPATH": where})
+    return subprocess.Popen(
+        words, start_new_session=True, env={**os.environ, "PYTHONPATH": where}, stdout=subprocess.PIPE, text=True
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> None:
+    assert process.communicate()[0]
+    assert process.returncode == 0
 
 
 def kill_often(light: Any, tmp_path: Path, key: Path, kills: int, n_cases: int) -> None:
-    """Kill builds at random moments, now the whole group, now the parent alone, and finish each dataset."""
+    """Kill builds at random moments, now the whole group, now the parent alone, and finish each dataset.
+
+    Every second build is held after a random number of cases, so the kill meets it at work however slow the machine
+    is. The others are killed a moment after a random case, the last one included, while they go on.
+    """
     source, whole, out = light.write_source(tmp_path / "source", n_cases), tmp_path / "whole", tmp_path / "out"
-    begun = time.monotonic()
-    assert start(source, whole, key).wait() == 0
-    lasts = time.monotonic() - begun
+    finish(start(source, whole, key))
     light.build_light(source, tmp_path / "serial", 1, key=key)
     assert tree(whole) == tree(tmp_path / "serial")
     rng = random.Random(7)
-    at_work = 0
+    left = n_cases
     for number in range(kills):
-        process = start(source, out, key)
-        time.sleep(lasts * rng.uniform(0.2, 1.0))
-        at_work += process.poll() is None and (out / ".build").exists()
-        with contextlib.suppress(ProcessLookupError):  # it was quicker
-            if number % 2:
+        held = number % 2 == 0
+        moment = rng.randrange(left) if held else rng.randint(0, left)
+        process = start(source, out, key, moment if held else -1)
+        assert process.stdout is not None
+        while line := process.stdout.readline():
+            if int(line) == moment:
+                break
+        time.sleep(rng.uniform(0, 0.1))
+        with contextlib.suppress(ProcessLookupError):  # one that was not held was quicker
+            if number % 4 < 2:
                 process.kill()
             else:
                 os.killpg(process.pid, signal.SIGKILL)
+        process.stdout.close()
         process.wait()
+        if held:
+            assert process.returncode == -signal.SIGKILL
+            assert (out / ".build").is_dir()
+        left = max(1, n_cases - len(list(out.glob(".build/[!.]*.json"))))
         if number % 3 == 2 or number == kills - 1:
-            assert start(source, out, key).wait() == 0
+            finish(start(source, out, key))
             assert tree(out) == tree(whole)
             assert {path.name for path in out.iterdir()} == {path.name for path in whole.iterdir()}
             shutil.rmtree(out)
-    assert at_work >= kills / 3  # most kills meet a build that has begun to write
+            left = n_cases
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kills process groups")
