@@ -16,9 +16,10 @@ from data_prep.clinical import UNKNOWN, read_strata
 from data_prep.fingerprint import below, describe_case, fingerprint, hash_files, versions
 from data_prep.identity import KeyFile, mask, safe_name
 from data_prep.lock import only_one
-from data_prep.making import DISK_FULL, WORK, Failure, as_failure, make_case, survey_case
+from data_prep.making import DISK_FULL, WORK, Failure, as_failure, make_case, survey_case, what_it_says
 from data_prep.recipes.base import Case, Plan, Recipe, Selection, Unpaired
-from medseg.errors import ConfigError, DatasetError
+from medseg.errors import ConfigError, DatasetError, MedsegError
+from medseg.io.text import one_line
 from medseg.io.workers import WorkerDied, Workers
 
 if TYPE_CHECKING:
@@ -130,9 +131,9 @@ def build_dataset(
     recipe.jobs = jobs
     try:
         with _workers(jobs, ray, source, out) as workers:
-            selection = _select(recipe, source, console)
+            selection = _select(recipe, source, console, keep_identifiers)
             out.mkdir(parents=True, exist_ok=True)
-            with only_one(out, "build"), _tidy(out):
+            with only_one(out, "build"), _tidy(out, new):
                 build = _Build(recipe, source, out, selection, workers, keep_identifiers, console, key)
                 build.strata, build.clinical = strata, [Path(path).absolute() for path in clinical]
                 return build.run(report)
@@ -142,17 +143,23 @@ def build_dataset(
             message = f"{os.strerror(error.errno)}; {todo} and run the same command again"
             raise OSError(error.errno, message, str(out)) from error
         raise
-    finally:
-        if new:
-            with contextlib.suppress(OSError):
-                out.rmdir()  # succeeds only when nothing was built
 
 
-def _select(recipe: Recipe, source: Path, console: "Console | None") -> Selection:
+def _select(recipe: Recipe, source: Path, console: "Console | None", keep_identifiers: bool) -> Selection:
     """What the recipe finds in the source, which is something."""
-    with _progress(console) as progress:
-        progress.add_task("looking through the source", total=None)
-        selection = recipe.select(source)
+    try:
+        with _progress(console) as progress:
+            task = progress.add_task("looking through the source", total=None)
+            total = 0 if progress.disable else sum(len(names) for _, _, names in os.walk(source))
+            recipe.progress = lambda seen: progress.update(task, completed=seen, total=max(seen, total))
+            selection = recipe.select(source)
+    except (MedsegError, OSError) as error:
+        said = what_it_says(error)
+        if keep_identifiers or f"{source}/" not in said:
+            raise
+        raise DatasetError(mask(said, {}, root=source)) from None
+    finally:
+        recipe.progress = None  # workers, who get the recipe, have none
     if not selection.cases:
         why = [mask(item.why, dict.fromkeys(item.files, "a file"), root=source) for item in selection.unpaired]
         reasons = "; ".join(f"{count} x {reason}" for reason, count in Counter(why).most_common(3))
@@ -190,6 +197,11 @@ class _Build:
         self.key_path = out.with_name(out.name + ".key")
         self.key_is_new = not self.key_path.exists()
         self.key = KeyFile.open(self.key_path, Path(key) if key is not None else None)
+        if self.key_is_new and key is None and not keep_identifiers and _has_pseudonyms(out):
+            raise DatasetError(
+                f"{self.key_path}: no such file, but {out.name} was built with it: put it back or give it by --key; "
+                "another key would rename every patient"
+            )
         self.strata: dict[str, str] | None = None
         self.clinical: list[Path] = []
         self.result = BuildResult(out, notes=list(selection.notes))
@@ -313,6 +325,9 @@ class _Build:
                 else:
                     surveys[name] = answer
                 progress.advance(task)
+        if not surveys:
+            self._undo()
+            raise DatasetError(self._nothing_built())
         return self.recipe.plan(dict(sorted(surveys.items()))), surveys
 
     def _compare(
@@ -429,22 +444,23 @@ class _Build:
         belongs = {file for record in records.values() for file in record["files"]}
         for folder in FOLDERS:
             for path in (self.out / folder).glob("*"):
-                if f"{folder}/{path.name}" not in belongs:
+                if f"{folder}/{path.name}" not in belongs and (path.is_symlink() or not path.is_dir()):
                     path.unlink()
         shutil.rmtree(self.out / WORK, ignore_errors=True)
         self.result.notes += self.recipe.audit({row["case"]: row for row in rows})
         self.result.failed = [problem for _, problem, _ in failed]
         self.result.unpaired = [
-            Problem(", ".join(names) if self.keep_identifiers else _sources(numbers), why, numbers)
+            Problem(one_line(", ".join(names)) if self.keep_identifiers else _sources(numbers), why, numbers)
             for numbers, why, names in unpaired
         ]
 
     def _say_what_was_retried(self) -> None:
-        for name, what in sorted(self.workers.retried.items()):
-            shown = (
-                f"{name} ({self.cases[name].name})" if self.keep_identifiers and name != self.cases[name].name else name
-            )
-            self.result.notes.append(f"{shown}: {what}")
+        self.result.notes += [f"{self._shown(name)}: {what}" for name, what in sorted(self.workers.retried.items())]
+
+    def _shown(self, name: str) -> str:
+        """A case as the terminal shows it: where identifiers are kept, with the source's own name of it."""
+        own = one_line(self.cases[name].name)
+        return f"{name} ({own})" if self.keep_identifiers and own != name else name
 
     def _stratum(self, name: str) -> str:
         if self.strata is None:
@@ -460,10 +476,9 @@ class _Build:
             hidden = mask(failure.message, numbered, self._words(case), root=self.source)
             label, shown = name, hidden
             if self.keep_identifiers:
-                shown = mask(failure.message, {file: self.relative[file] for file in case.files}, root=self.source)
-                label = name if name == case.name else f"{name} ({case.name})"
-            trace = mask(failure.trace, numbered, self._words(case)) if failure.trace else ""
-            failures.append((name, Problem(label, shown, self._numbers_of(case.files), trace), hidden))
+                shown = one_line(failure.message).replace(f"{one_line(self.source)}/", "")
+                label = self._shown(name)
+            failures.append((name, Problem(label, shown, self._numbers_of(case.files), failure.trace), hidden))
         return failures
 
     def _why(self, item: Unpaired) -> str:
@@ -511,13 +526,19 @@ def _check_is_ours(out: Path, recipe: str) -> None:
 
 
 @contextlib.contextmanager
-def _tidy(out: Path) -> Iterator[None]:
-    """Remove what killed processes left half-written: before there is a full disk, and once it is full."""
+def _tidy(out: Path, new: bool) -> Iterator[None]:
+    """Remove what killed processes left half-written: before there is a full disk, and once it is full.
+
+    A new folder goes when nothing was built in it.
+    """
     try:
         _sweep(out)
         yield
     finally:
         _sweep(out)
+        if new:
+            with contextlib.suppress(OSError):
+                out.rmdir()
 
 
 def _sweep(out: Path) -> None:
@@ -536,6 +557,13 @@ def _records(out: Path) -> dict[str, Any]:
         with contextlib.suppress(OSError, ValueError):
             records[path.stem] = json.loads(path.read_text(encoding="utf-8"))
     return records
+
+
+def _has_pseudonyms(out: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+        return bool(manifest.get("cases")) and manifest.get("identifiers") == "pseudonyms"
+    return False
 
 
 def _content(path: Path) -> bytes:

@@ -2,9 +2,10 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -52,16 +53,25 @@ def write_report(dataset: Path, *, workers: int | None = None, show: bool = True
         the findings.
     """
     from medseg.report import dataset_report
+    from medseg.report.case_picture import draw_case, jpeg
 
-    problems = _check(dataset, workers, show)
+    channels = DatasetFolder(dataset).channel_names
+    pictures: dict[str, bytes] = {}
+
+    def draw(row: Mapping[str, Any], images: Any, label: Any, affine: Any) -> None:
+        pictures[row["case"]] = jpeg(draw_case(images, label, affine, channels, position=row.get("position", "")))
+
+    problems = _check(dataset, workers, show, draw)
     with progress_bar("report", show=show) as progress:
-        dataset_report(dataset, problems, workers=workers, progress=progress)
+        dataset_report(dataset, problems, pictures=pictures, workers=workers, progress=progress)
     return problems
 
 
-def _check(dataset: Path, workers: int | None, show: bool = True) -> list[Problem]:
+def _check(
+    dataset: Path, workers: int | None, show: bool = True, look: Callable[..., None] | None = None
+) -> list[Problem]:
     with progress_bar("check", show=show) as progress:
-        return check_dataset(dataset, progress=progress, workers=workers)
+        return check_dataset(dataset, progress=progress, workers=workers, look=look)
 
 
 def _print(problems: Sequence[Problem], console: Console) -> None:

@@ -12,12 +12,12 @@ UNKNOWN = "unknown"
 
 def read_strata(paths: Sequence[Path], id_column: str, stratum_column: str | None) -> dict[str, str] | None:
     """Stratum by patient identifier, from clinical tables."""
-    import pandas as pd
-
     if stratum_column is None or not paths:
         if stratum_column is not None or paths:
             raise ConfigError("--clinical FILE and --stratum-column NAME go together: give both or neither")
         return None
+    import pandas as pd  # not before: a build without tables starts its workers sooner
+
     strata: dict[str, str] = {}
     found: set[str] = set()
     for path in paths:

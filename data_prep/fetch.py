@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 from data_prep.lock import only_one
 from medseg.errors import ConfigError, DatasetError
 from medseg.io import atomic_write_text
+from medseg.io.text import one_line
 from medseg.version import __version__
 
 if TYPE_CHECKING:
@@ -239,8 +240,8 @@ def _transfer(item: Download, part: Path, about: Path, dest: Path, advance: Call
         tries = 1 if part.exists() and part.stat().st_size > before else tries + 1
         if tries >= TRIES:
             raise DatasetError(
-                f"{_shown(item.url)}: {_one_line(why)} ({TRIES} tries); what came is kept, run the same command again "
-                "to go on"
+                f"{_shown(item.url)}: {one_line(why)[:300]} ({TRIES} tries); what came is kept, run the same command "
+                "again to go on"
             )
         time.sleep(wait)
 
@@ -365,7 +366,7 @@ def _unpack(archive: Path, dest: Path) -> None:
             raise DatasetError(f"{archive}: holds {_shortened(found) or 'nothing'}, expected the folder {expected}")
         (beside / expected).replace(dest / expected)
     except (ValueError, tarfile.TarError, EOFError) as error:
-        raise DatasetError(f"{archive}: cannot be unpacked: {_one_line(str(error))}") from None
+        raise DatasetError(f"{archive}: cannot be unpacked: {one_line(error)[:300]}") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -406,10 +407,6 @@ def _shown(url: str) -> str:
     parts = urllib.parse.urlsplit(url)
     host = f"{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}"
     return urllib.parse.urlunsplit((parts.scheme, host, parts.path, "", ""))
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:300]
 
 
 def _shortened(names: Sequence[str], most: int = 6) -> str:

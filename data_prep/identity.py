@@ -7,15 +7,18 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medseg.errors import ConfigError, DatasetError
 from medseg.io import atomic_path
+from medseg.io.text import one_line
 
 if TYPE_CHECKING:
-    from pydicom import Dataset
+    from pydicom import DataElement, Dataset
 
 #: Hexadecimal digits of a pseudonym: 64 bits, so that two patients of a million share one by chance of 1 in 10 million.
 DIGITS = 16
@@ -62,7 +65,7 @@ class KeyFile:
             >>> KeyFile(Path("x.key"), b"secret").pseudonym("A-17")
             '5e218d3123af0a4d'
         """
-        return hmac.new(self.key, identifier.encode(), hashlib.sha256).hexdigest()[:DIGITS]
+        return hmac.new(self.key, _bytes(identifier), hashlib.sha256).hexdigest()[:DIGITS]
 
     def write(self, **names: Mapping[str, Any]) -> None:
         """Keep the key, and names by number or pseudonym; mode 600 from the first byte on."""
@@ -70,7 +73,8 @@ class KeyFile:
         _sweep(self.path.parent)
         with atomic_path(self.path) as temporary:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            # A name that is no UTF-8 has surrogates in it, which JSON can hold as \udcXX.
+            with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
                 json.dump(content, file, indent=1, ensure_ascii=False)
                 file.write("\n")
 
@@ -90,7 +94,11 @@ def safe_name(identifier: str) -> str:
     name = re.sub(r"[^A-Za-z0-9._-]", "_", identifier).lstrip(".-")
     if name == identifier and 0 < len(name) <= _LONGEST_NAME:
         return name
-    return f"{name[:_LONGEST_NAME]}-{hashlib.sha256(identifier.encode()).hexdigest()[:8]}"
+    return f"{name[:_LONGEST_NAME] or '_'}-{hashlib.sha256(_bytes(identifier)).hexdigest()[:8]}"
+
+
+def _bytes(identifier: str) -> bytes:
+    return identifier.encode("utf-8", "surrogatepass")  # a file name may be no UTF-8
 
 
 def mask(message: str, files: Mapping[Path, str], identifiers: Iterable[str] = (), *, root: Path | None = None) -> str:
@@ -100,24 +108,37 @@ def mask(message: str, files: Mapping[Path, str], identifiers: Iterable[str] = (
         message: as an error said it.
         files: what to call each file.
         identifiers: words that tell who a patient is; single letters are left.
-        root: a folder to call SOURCE.
+        root: the source, called SOURCE; nothing below it is called by its name.
 
     Example:
         >>> mask("/data/Doe/1.dcm: no weight for DOE", {Path("/data/Doe/1.dcm"): "source 7"}, ["Doe"])
         'source 7: no weight for [masked]'
+        >>> mask("/data/Doe/2.dcm: cut short", {}, root=Path("/data"))
+        'a file of SOURCE: cut short'
     """
-    text = " ".join("".join(letter if letter.isprintable() else " " for letter in message).split())
-    names: dict[str, str] = {str(root): "SOURCE"} if root is not None else {}
+    text = one_line(message)
+    names: dict[str, str] = {}
     for path, shown in files.items():
-        names[str(path)] = shown
-        names.setdefault(str(path.parent), f"the folder of {shown}")
+        names[one_line(path)] = shown
+        for folder in path.parents:
+            if folder != path.parent and (root is None or root not in folder.parents):
+                break
+            names.setdefault(one_line(folder), f"the folder of {shown}")
+    if root is not None:
+        names[one_line(root)] = "SOURCE"
     for name in sorted(names, key=len, reverse=True):
+        if names[name] == "SOURCE":
+            text = re.sub(rf"{re.escape(name)}/.+?(?=: |; |, |['\")]|$)", "a file of SOURCE", text)
         text = text.replace(name, names[name])
     for path, shown in files.items():
-        if len(path.name) > 3 and path.name in text and path.name not in shown:
-            text = text.replace(path.name, shown)
-    words = {identifier.strip() for identifier in identifiers}
+        name = one_line(path.name)
+        if len(name) > 3 and name in text and name not in shown:
+            text = text.replace(name, shown)
+    folded = text.casefold()
+    words = {one_line(identifier) for identifier in identifiers}
     for word in sorted((word for word in words if len(word) > 1), key=len, reverse=True):
+        if word.casefold() not in folded:  # of hundreds of words hardly one is
+            continue
         # A number is an identifier wherever it stands; a name only as a word ("Ed" is not in "edge").
         anywhere = len(word) > 3 and any(map(str.isdigit, word))
         pattern = re.escape(word) if anywhere else rf"(?<![^\W_]){re.escape(word)}(?![^\W_])"
@@ -125,26 +146,24 @@ def mask(message: str, files: Mapping[Path, str], identifiers: Iterable[str] = (
     return text
 
 
-#: DICOM attributes that tell who a patient is, or where they were seen.
-_IDENTIFIERS = (
-    *("PatientID", "OtherPatientIDs", "IssuerOfPatientID", "AccessionNumber", "InstitutionName"),
-    *("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
-)
+#: DICOM attributes, other than names of people and dates, that tell who a patient is or where they were seen.
+_IDENTIFIERS = {
+    *("PatientID", "OtherPatientIDs", "IssuerOfPatientID", "AccessionNumber", "AdmissionID"),
+    *("InstitutionName", "InstitutionAddress", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
+}
 #: Numbers of a patient, which are written with and without what stands around their digits.
-_NUMBERS = ("PatientID", "OtherPatientIDs", "AccessionNumber")
-#: Dates, which are written in many ways.
-_DATES = ("PatientBirthDate", "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate")
-_DATE_FORMS = tuple(
-    form.replace("?", sign) for form in ("{y}?{m}?{d}", "{d}?{m}?{y}", "{m}?{d}?{y}") for sign in ("", *".-/_")
-)
-#: Names of people, each of whose words is an identifier too.
-_NAMES = ("PatientName", "OtherPatientNames", "PatientBirthName", "ReferringPhysicianName", "OperatorsName")
+_NUMBERS = {"PatientID", "OtherPatientIDs", "AccessionNumber", "AdmissionID", "StudyID"}
+#: Groups of DICOM attributes whose sequences may name a patient; those of others hold geometry.
+_GROUPS = {0x0008, 0x0010, 0x0032, 0x0038, 0x0040}
+_GERMAN = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss", "Ä": "Ae", "Ö": "Oe", "Ü": "Ue"})
 
 
 def identifying_words(header: "Dataset") -> set[str]:
     """What a DICOM header says of who the patient is and when they were seen, for :func:`mask`.
 
-    Four digits or more of a PatientID count by themselves, and so do the usual ways to write a date.
+    All names of people in it count, word by word and in the usual spellings without accents; all dates, in the usual
+    ways to write one; and numbers of the patient, of which four digits or more count by themselves. Values that cannot
+    be read are passed over.
 
     Example:
         >>> from pydicom import Dataset
@@ -153,18 +172,73 @@ def identifying_words(header: "Dataset") -> set[str]:
         >>> sorted(identifying_words(header))
         ['A-17', 'Doe', 'Doe^Jane', 'Jane']
     """
-    found = {str(header.get(keyword) or "").strip() for keyword in _IDENTIFIERS}
-    for keyword in _NAMES:
-        name = str(header.get(keyword) or "").strip()
-        found |= {name, *re.split(r"[\s^=,]+", name)}
-    for keyword in _NUMBERS:
-        found |= set(re.findall(r"\d{4,}", str(header.get(keyword) or "")))
-    for keyword in _DATES:
-        date = re.fullmatch(r"(\d{4})(\d\d)(\d\d)", str(header.get(keyword) or "").strip())
-        if date:
-            year, month, day = date.groups()
-            found |= {form.format(y=year, m=month, d=day) for form in _DATE_FORMS}
+    from medseg.io.dicom_header import quiet
+
+    found: set[str] = set()
+    with quiet():
+        for element in _elements(header):
+            values = [str(value).strip() for value in (element.value if element.VM > 1 else [element.value])]
+            for value in values:
+                if element.VR == "PN":
+                    found |= set().union(*map(_spellings, (value, *re.split(r"[\s^=,]+", value))))
+                if element.VR in ("DA", "DT"):
+                    found |= _date_forms(value)
+                if element.keyword in _IDENTIFIERS:
+                    found.add(value)
+                if element.keyword in _NUMBERS:
+                    found |= set(re.findall(r"\d{4,}", value))
     return found - {""}
+
+
+def words_of(file: Path) -> set[str]:
+    """What the header of a DICOM file says of who the patient is; nothing where it cannot be read.
+
+    Args:
+        file: of any kind.
+    """
+    import pydicom
+
+    from medseg.io.dicom_header import quiet
+
+    try:
+        with quiet():
+            return identifying_words(pydicom.dcmread(file, stop_before_pixels=True))
+    except Exception:  # pydicom raises many kinds on damaged files
+        return set()
+
+
+def _elements(header: "Dataset") -> "Iterator[DataElement]":
+    """The elements of a header that can be read, and those of the sequences in it that may name a patient."""
+    for tag in tuple(header.keys()):  # the header itself would read them all
+        try:
+            element = header[tag]
+            inner = list(element.value) if element.VR == "SQ" and tag.group in _GROUPS else []
+        except Exception:  # pydicom raises many kinds on odd values
+            continue
+        if element.VR != "SQ":
+            yield element
+        for item in inner:
+            yield from _elements(item)
+
+
+def _spellings(name: str) -> set[str]:
+    """A name as it is, with its accents as characters of their own, and without them."""
+    composed, apart = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    bare = "".join(letter for letter in apart if not unicodedata.combining(letter))
+    return {name, composed, apart, bare, composed.translate(_GERMAN)}
+
+
+def _date_forms(text: str) -> set[str]:
+    """A date of a DICOM header as it is written there and elsewhere."""
+    match = re.match(r"(\d{4})[.-]?(\d\d)[.-]?(\d\d)", text)
+    if match is None:
+        return {text}
+    year, month, day = match.groups()
+    found = {text, f"{year}{month}{day}", f"{day}{month}{year}", f"{month}{day}{year}"}
+    for y, m, d in product((year, year[2:]), {month, month.lstrip("0")}, {day, day.lstrip("0")}):
+        for sign in "-./_ ":
+            found |= {sign.join((y, m, d)), sign.join((d, m, y)), sign.join((m, d, y))}
+    return found
 
 
 def _read_key(path: Path) -> bytes:

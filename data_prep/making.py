@@ -24,7 +24,7 @@ DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 @dataclass(frozen=True)
 class Failure:
-    """A case that went wrong: one line, the traceback of what was not foreseen, the error of a disk that is full."""
+    """A case that went wrong: one line, where what was not foreseen happened, the error of a disk that is full."""
 
     message: str
     trace: str = ""
@@ -88,12 +88,20 @@ def _as_answer() -> Iterator[list[Failure]]:
     except OSError as error:
         if error.errno == errno.ENOMEM:
             raise MemoryError from error
-        disk = error.errno if error.errno in DISK_FULL else 0
-        caught.append(Failure(f"{error.filename}: {error.strerror}" if error.filename else str(error), disk=disk or 0))
+        caught.append(Failure(what_it_says(error), disk=error.errno if error.errno in DISK_FULL else 0))
     except Exception as error:  # a defect of ours or of a library, met by one case of many
         if _is_refused_memory(error):
             raise MemoryError from error
-        caught.append(Failure(f"unexpected {type(error).__name__}: {error}", traceback.format_exc()))
+        # Lines of code only: what the errors say may tell who the patient is.
+        trace = "".join(traceback.format_tb(error.__traceback__))
+        caught.append(Failure(f"unexpected {type(error).__name__}: {error}", trace))
+
+
+def what_it_says(error: Exception) -> str:
+    """The message of an error; of one of the system, its file and reason."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _is_refused_memory(error: Exception) -> bool:

@@ -75,10 +75,13 @@ def lr_range(ctx: click.Context, bundle: str, start: float, end: float, iteratio
 
     found, own = bundle_learning_rate_range(bundle, out, ctx.args, start, end, iterations)
     if found.steepest is None:
-        click.echo("no suggestion: the loss fell by less than three times its scatter; raise --to or --iterations")
+        more = "--iterations" if found.diverged else "--to or --iterations"
+        click.echo(f"no suggestion: the loss fell by less than three times its scatter; raise {more}")
     else:
         click.echo(f"suggested learning rate: {found.steepest:.1e} (the loss falls fastest there)")
         click.echo(f"highest that still trains: {found.highest:.1e} (the loss stops falling there)")
+    if found.diverged:
+        click.echo(f"the loss broke out after {found.rates[-1]:.1e}, and the test ended there")
     click.echo(f"the bundle's: {own:.1e}")
     click.echo(f"{out / 'learning_rates.csv'}\n{out / 'learning_rates.png'}")
 

@@ -26,9 +26,10 @@ from torch import Tensor, nn
 
 from medseg.io import atomic_write_text
 from medseg.networks import DilatedCNN, PatchClassifier, TriplanarClassifier, patches_around
+from medseg.networks.voxel_patches import gather, pad_by
 
 RESULTS = Path(__file__).parents[1] / "results"
-BATCHES = (32, 128, 512)
+BATCHES = (128, 512, 2048)
 VESSELS = {"convolutions": [(16, 3, 1), (16, 3, 2), (32, 3, 1), (32, 3, 2)], "hidden": [64], "act": "RELU"}
 PICTURE, VOLUME = (584, 565), (64, 64, 32)
 #: How each is made, the image, and around how many voxels patches are tried.
@@ -84,10 +85,12 @@ def measure(build: Callable[[], PatchClassifier], size: tuple[int, ...], count: 
     where = tuple(voxels.unbind(1))
     features = image[0, channels:][(slice(None), *where)].t() if network.features else None
 
+    padded = pad_by(image[:, :channels], network.patch_size // 2, network.padding)[0]
+
     def patch_by_patch(batch: int) -> Tensor:
         logits = []
         for part in torch.arange(count).split(batch):
-            patches = patches_around(image[0, :channels], voxels[part], network.patch_size, network.triplanar)
+            patches = gather(padded, voxels[part], network.patch_size, network.triplanar)
             logits.append(network.forward_patches(patches, None if features is None else features[part]))
         return torch.cat(logits)
 

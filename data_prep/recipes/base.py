@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -144,8 +144,9 @@ class Recipe(ABC):
 
     def __init__(self, options: Any = None) -> None:
         self.options: Any = self.Options() if options is None else options
-        #: How many files :meth:`select` may look at at once.
+        #: How many files :meth:`select` may look at at once, and what it may tell how many it has seen.
         self.jobs = 1
+        self.progress: Callable[[int], None] | None = None
 
     def describe(self) -> dict[str, Any]:
         """What the manifest records of the recipe: its options, and the hash of the file that a user wrote."""

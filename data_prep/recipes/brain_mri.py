@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.recipes.base import Case, Origin, Plan, Recipe, Sample, Selection, Unpaired, option
+from data_prep.recipes.checking import read_table
+from data_prep.recipes.reading import entries
 from medseg.errors import ConfigError, DatasetError, MedsegError
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ CLASSES = {"no": "no_tumor", "yes": "tumor"}
 _DIAGNOSES = {"benign": "no", "no": "no", "0": "no", "malignant": "yes", "yes": "yes", "1": "yes"}
 #: Part of the width and of the height that the last crop around a position has.
 FRACTION = (1 / 4, 2 / 7)
-_PICTURES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif"}
+_PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif")
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,19 @@ class BrainMriRecipe(Recipe):
         from data_prep.copies import groups_of_copies
 
         files: list[tuple[str, Path]] = []
+        unpaired = []
         for folder in CLASSES:
             if not (source / folder).is_dir():
                 raise DatasetError(f"{source}: no folder {folder}/ in it; expected pictures in yes/ and in no/")
-            here = sorted((source / folder).iterdir())
-            files += [(folder, file) for file in here if file.suffix.lower() in _PICTURES and file.name[0] != "."]
+            for stem, paths in entries(source / folder).items():
+                for path in paths:
+                    if path.parent != source / folder:
+                        unpaired.append(Unpaired((path,), f"in the folder {stem}/: expected in {folder}/ itself"))
+                    elif path.suffix.lower() not in _PICTURES:
+                        unpaired.append(Unpaired((path,), f"no picture by its name: {', '.join(_PICTURES)} expected"))
+                    else:
+                        files.append((folder, path))
+        files.sort()
         stems = Counter((folder, file.stem.casefold()) for folder, file in files)
         names = {
             file: re.sub(
@@ -96,7 +106,7 @@ class BrainMriRecipe(Recipe):
         members: dict[Path, list[tuple[str, Path]]] = defaultdict(list)
         for folder, file in files:
             members[first.get(file, file)].append((folder, file))
-        marks = self._annotations(source)
+        marks, lost = self._annotations(source, names)
         cases = []
         for folder, file in files:
             group = members[first.get(file, file)]
@@ -106,7 +116,7 @@ class BrainMriRecipe(Recipe):
                 problem = (
                     f"copies of it lie in both folders ({others['no']} in no/, {others['yes']} in yes/): one is wrong"
                 )
-            mark = marks.get(file.stem.casefold(), marks.get(names[file].casefold())) if marks else None
+            mark = marks.get(file)
             if self.options.annotations is not None and not problem:
                 problem = _contradiction(mark, folder)
             patient = names[first.get(file, file)]
@@ -117,13 +127,9 @@ class BrainMriRecipe(Recipe):
             f"{sum(map(len, copied))} pictures in all; a group is a patient, so that no split parts it",
             "other slices or sequences of one patient cannot be told: the source does not say whose a picture is",
         ]
-        unpaired = []
-        if self.options.annotations is not None:
-            known = {file.stem.casefold() for _, file in files} | {name.casefold() for name in names.values()}
-            lost = sorted(set(marks) - known)
-            if lost:
-                why = f"{len(lost)} row(s) name no picture of the source"
-                unpaired.append(Unpaired((source / self.options.annotations,), why))
+        if lost:
+            why = f"{lost} row(s) name no picture of the source"
+            unpaired.append(Unpaired((source / str(self.options.annotations),), why))
         return Selection(cases, unpaired, notes)
 
     def plan(self, surveys: Mapping[str, Any]) -> Plan:
@@ -161,32 +167,41 @@ class BrainMriRecipe(Recipe):
         picture = position_picture([Panel(image, crop, 0, limits)], (i, j, 0))
         return Sample(crop, None, columns, CLASSES[folder], {"position.png": picture})
 
-    def _annotations(self, source: Path) -> dict[str, tuple[float, float, str, str]]:
-        """Column i, row j, lesion and folder by the name of a picture, in lower case without suffix."""
+    def _annotations(
+        self, source: Path, names: Mapping[Path, str]
+    ) -> tuple[dict[Path, tuple[float, float, str, str]], int]:
+        """Column i, row j, lesion and folder by picture, and how many rows name none."""
         if self.options.annotations is None:
-            return {}
-        import pandas as pd
-
+            return {}, 0
+        called: dict[str, set[Path]] = defaultdict(set)
+        for file, name in names.items():
+            for word in (file.name, file.stem, name):
+                called[word.casefold()].add(file)
         path = source / self.options.annotations
-        try:
-            table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        except (OSError, ValueError) as error:
-            raise DatasetError(f"{path}: not a table ({' '.join(str(error).split())})") from None
-        for column in ("PatientID", "Nodule Center Position", "Diagnosis"):
-            if column not in table:
-                raise DatasetError(f"{path}: no column {column!r}; it has {', '.join(table.columns)}")
-        marks = {}
-        for number, row in enumerate(table.to_dict("records"), 2):
-            name = re.sub(r"\.(jpe?g|png)$", "", row["PatientID"].strip(), flags=re.IGNORECASE).casefold()
+        marks: dict[Path, tuple[float, float, str, str]] = {}
+        lost = 0
+        for row in read_table(path, ("PatientID", "Nodule Center Position", "Diagnosis")):
+            line, name = f"{path}: line {row['line']}", row["PatientID"].casefold()
             values = re.findall(r"-?\d+(?:\.\d+)?", row["Nodule Center Position"])
-            folder = _DIAGNOSES.get(row["Diagnosis"].strip().casefold())
-            if len(values) != 2 or folder is None or name in marks:
+            folder = _DIAGNOSES.get(row["Diagnosis"].casefold())
+            if len(values) != 2 or folder is None:
                 raise DatasetError(
-                    f"{path}: line {number}: {row['Nodule Center Position']!r} and {row['Diagnosis']!r} found, "
-                    "expected two numbers, benign or malignant, and each picture once"
+                    f"{line}: {row['Nodule Center Position']!r} and {row['Diagnosis']!r} found, expected two numbers, "
+                    "and benign or malignant"
                 )
-            marks[name] = float(values[0]), float(values[1]), str(row.get("fid", "1")), folder
-        return marks
+            meant = called.get(name) or called.get(
+                re.sub(rf"({'|'.join(map(re.escape, _PICTURES))})$", "", name), set()
+            )
+            if len(meant) > 1:
+                which = " or ".join(sorted(names[file] for file in meant))
+                raise DatasetError(f"{line}: {row['PatientID']!r} may be several pictures: expected {which}")
+            if not meant:
+                lost += 1
+            for file in meant:
+                if file in marks:
+                    raise DatasetError(f"{line}: {row['PatientID']!r} again: expected each picture once")
+                marks[file] = float(values[0]), float(values[1]), row.get("fid") or "1", folder
+        return marks, lost
 
 
 def read_gray(file: Path) -> "NDArray[np.float32]":

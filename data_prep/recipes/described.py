@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from data_prep.recipes.base import Case, Plan, Recipe, Sample, Selection, Unpaired
 from data_prep.recipes.description import CLASS, Description, read_description
-from data_prep.recipes.reading import COMPANIONS, as_volume, read_mask, renumber, respaced
+from data_prep.recipes.reading import as_volume, read_mask, renumber, respaced, with_voxels
 from medseg.errors import ConfigError, DatasetError, GeometryError
+from medseg.io.text import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 #: HU of what a CT did not see.
 AIR = -1024.0
-#: Files whose voxels may lie in another of the same name.
-HEADERS = {".mhd", ".hdr", ".img", ".nhdr"}
 
 
 def described_recipe(file: str, text: str) -> "type[DescribedRecipe]":
@@ -260,10 +259,8 @@ class DescribedRecipe(Recipe):
                 cause: BaseException = error
                 while cause.__cause__ is not None:
                     cause = cause.__cause__
-                what = " ".join(str(cause).split())[:300]
-                raise ConfigError(
-                    f"{key}: {given['_target_']} cannot be made: {type(cause).__name__}: {what}"
-                ) from error
+                what = f"{type(cause).__name__}: {one_line(cause)[:300]}"
+                raise ConfigError(f"{key}: {given['_target_']} cannot be made: {what}") from error
             if not isinstance(transform, MapTransform):
                 raise ConfigError(
                     f"{key}: {given['_target_']} found, a dictionary transform expected (its name ends in d)"
@@ -332,7 +329,4 @@ def _files(path: Path) -> tuple[Path, ...]:
     """The files that a path stands for: those of a folder, or a header and its data."""
     if path.is_dir():
         return tuple(sorted(file for file in path.rglob("[!.]*") if file.is_file()))
-    if path.suffix.lower() not in HEADERS:
-        return (path,)
-    data = [path.with_suffix(suffix) for suffix in sorted(COMPANIONS) if suffix != path.suffix]
-    return (path, *(file for file in data if file.is_file()))
+    return with_voxels(path)

@@ -5,7 +5,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, NoReturn
@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import yaml
 
 from medseg.errors import ConfigError
+from medseg.io.text import one_line
 
 #: How a channel is brought to another: ``header`` trusts the coordinates of both and only resamples.
 METHODS = ("rigid", "affine", "bspline", "header")
@@ -46,6 +47,8 @@ class Pattern:
         {'patient': 'P7', 'visit': 'second'}
         >>> Pattern("{patient}_{visit}.nii").read("a_b_c.nii")  # a and b_c, or a_b and c?
         {}
+        >>> Pattern("T1_*_{patient}.nii").read("T1_a_b_7.nii")
+        {}
         >>> Pattern("{patient}.nii").read("other.txt") is None
         True
     """
@@ -53,18 +56,19 @@ class Pattern:
     def __init__(self, text: str) -> None:
         self.text = text
         self.fields: list[str] = []
-        ways = ["", ""]  # each field as long as it can be, or as short
+        ways = ["", ""]  # each field and each wildcard as long as it can be, or as short
         for token in re.findall(r"\{[^{}]*\}|\*\*/|[*?{}]|[^*?{}]+", text):
             if token[0] in "{}":
                 name = token[1:-1]
                 if not re.fullmatch("[a-z][a-z0-9_]*", name):
                     raise ValueError(f"{token} is no field; a word in small letters expected, such as {{patient}}")
                 again = name in self.fields
-                ways = [way + (f"(?P={name})" if again else f"(?P<{name}>{many})") for way, many in _zip(ways)]
+                pieces = [f"(?P={name})"] * 2 if again else [f"(?P<{name}>[^/]+)", f"(?P<{name}>[^/]+?)"]
                 self.fields.append(name)
             else:
-                wild = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-                ways = [way + wild.get(token, re.escape(token)) for way in ways]
+                wild = {"**/": ["(?:.*/)?", "(?:.*?/)??"], "*": ["[^/]*", "[^/]*?"], "?": ["[^/]"] * 2}
+                pieces = wild.get(token, [re.escape(token)] * 2)
+            ways = [way + piece for way, piece in zip(ways, pieces, strict=True)]
         self._ways = [re.compile(way) for way in ways]
 
     def read(self, path: str) -> dict[str, str] | None:
@@ -73,10 +77,6 @@ class Pattern:
         if long is None or short is None:
             return None
         return long.groupdict() if long.groupdict() == short.groupdict() else {}
-
-
-def _zip(ways: list[str]) -> Iterator[tuple[str, str]]:
-    return zip(ways, ("[^/]+", "[^/]+?"), strict=True)
 
 
 @dataclass(frozen=True)
@@ -178,8 +178,10 @@ class _Reader:
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             line = f"line {mark.line + 1}: " if mark is not None else ""
-            problem = getattr(error, "problem", None) or str(error)
+            problem = getattr(error, "problem", None) or one_line(error)
             raise ConfigError(f"{self.file}: {line}no YAML: {problem}") from None
+        except (ValueError, RecursionError) as error:  # `!!int word`, a thousand brackets
+            raise ConfigError(f"{self.file}: no YAML: {one_line(error)}") from None
         content = self.mapping("", content, KEYS, required=("name", "channels"))
         for key in ("name", "summary"):
             self.text(key, content.get(key, ""))
@@ -381,6 +383,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a word expected as key", key_node.start_mark)
             key = key_node.value
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} comes twice", key_node.start_mark)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.recipes.base import Case, Origin, Plan, Recipe, Sample, Selection, Unpaired, option
+from data_prep.recipes.checking import check_choice
 from data_prep.recipes.reading import entries, read_channels, read_mask
-from medseg.errors import ConfigError, DatasetError
+from medseg.errors import DatasetError
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
@@ -34,12 +35,8 @@ class DriveOptions:
     )
 
     def __post_init__(self) -> None:
-        for flag, value, allowed in (
-            ("--observer", self.observer, ("1", "2")),
-            ("--fov", self.fov, ("leave", "channel", "ignore")),
-        ):
-            if value not in allowed:
-                raise ConfigError(f"{flag}: {value!r} given, {' or '.join(allowed)} expected")
+        check_choice("--observer", self.observer, ("1", "2"))
+        check_choice("--fov", self.fov, ("leave", "channel", "ignore"))
 
 
 class DriveRecipe(Recipe):

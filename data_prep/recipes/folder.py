@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.recipes.base import Case, Plan, Recipe, Sample, Selection, Unpaired, check_pattern, option
+from data_prep.recipes.checking import check_millimeters
 from data_prep.recipes.reading import entries, read_channels, read_mask, readable, renumber, respaced
 from medseg.errors import ConfigError, DatasetError
 
@@ -22,7 +23,8 @@ class FolderOptions:
     label: tuple[str, ...] = option(
         "--label",
         (),
-        "NAME=VALUE of a label in the source (several values: NAME=1,2); in the order given they become 1, 2, ….",
+        "NAME=VALUE of a label in the source (several values: NAME=1,2); in the order given they become 1, 2, …; "
+        "background=VALUE becomes 0.",
         multiple=True,
         metavar="NAME=VALUE",
     )
@@ -40,13 +42,12 @@ class FolderOptions:
 
     def __post_init__(self) -> None:
         self.labels()
-        if self.spacing is not None and min(self.spacing) <= 0:
-            raise ConfigError(f"--spacing: {' '.join(map(str, self.spacing))} given, positive mm expected")
+        check_millimeters("--spacing", self.spacing)
         if self.patient_pattern is not None:
             check_pattern("--patient-pattern", self.patient_pattern)
 
     def labels(self) -> dict[str, list[int]]:
-        """Values in the source by name, in the order given."""
+        """Values in the source by name, in the order given; ``background`` may be among them."""
         found: dict[str, list[int]] = {}
         for text in self.label:
             name, _, values = text.partition("=")
@@ -57,7 +58,9 @@ class FolderOptions:
         twice = [value for value, n in Counter(values_given).items() if n > 1]
         if twice:
             raise ConfigError(f"--label: the value {twice[0]} is given twice")
-        found.pop("background", None)
+        for name in found:
+            if 0 in found[name] and name != "background":
+                raise ConfigError(f"--label: {name} given the value 0, which is the background")
         return found
 
 
@@ -75,13 +78,14 @@ class FolderRecipe(Recipe):
 
     def select(self, source: Path) -> Selection:
         """Pair the files of the two folders."""
-        for layout in LAYOUTS:
-            if all((source / name).is_dir() for name in layout):
-                images, labels = (entries(source / name) for name in layout)
-                break
-        else:
-            wanted = " or ".join(f"{a}/ and {b}/" for a, b in LAYOUTS)
+        wanted = " or ".join(f"{a}/ and {b}/" for a, b in LAYOUTS)
+        there = [layout for layout in LAYOUTS if all((source / name).is_dir() for name in layout)]
+        if not there:
             raise DatasetError(f"{source}: no {wanted} in it; put the images in the one and the labels in the other")
+        if len(there) > 1:
+            raise DatasetError(f"{source}: two datasets in it; leave either {wanted}")
+        ((images_folder, labels_folder),) = there
+        images, labels = entries(source / images_folder), entries(source / labels_folder)
         cases, unpaired = [], []
         channels: dict[str, dict[int, str]] = defaultdict(dict)
         for stem in images:
@@ -112,8 +116,8 @@ class FolderRecipe(Recipe):
             unpaired.append(Unpaired(tuple(labels[stem]), "label without an image"))
         if not cases:
             raise DatasetError(
-                f"{source}: no image and label of the same name in {layout[0]}/ ({len(images)} files) and {layout[1]}/ "
-                f"({len(labels)} files)"
+                f"{source}: no image and label of the same name in {images_folder}/ ({len(images)} files) and "
+                f"{labels_folder}/ ({len(labels)} files)"
             )
         return Selection(cases, unpaired)
 
@@ -131,14 +135,15 @@ class FolderRecipe(Recipe):
         """Number the labels 0 to n-1, and name the channels."""
         found = sorted({value for survey in surveys.values() for value in survey["values"]} | {0})
         given = self.options.labels()
+        background = dict.fromkeys([0, *given.pop("background", [])], 0)
         if given:
-            known = {0} | {value for values in given.values() for value in values}
-            if not known & set(found) - {0}:
-                raise ConfigError(f"--label: the values {sorted(known - {0})} occur nowhere; the labels hold {found}")
+            known = {value for values in given.values() for value in values}
+            if not known & set(found):
+                raise ConfigError(f"--label: the values {sorted(known)} occur nowhere; the labels hold {found}")
             names = list(given)
             remapped = {value: number for number, name in enumerate(names, 1) for value in given[name]}
         else:
-            values = [value for value in found if value]
+            values = [value for value in found if value not in background]
             if len(values) > 255:
                 raise DatasetError(
                     f"the labels hold {len(values)} values: expected at most 255; is labels/ the folder of the images? "
@@ -151,11 +156,12 @@ class FolderRecipe(Recipe):
         if self.options.channel and counts and len(self.options.channel) not in counts:
             raise ConfigError(f"--channel: {len(self.options.channel)} named, the images have {n_channels}")
         channels = self.options.channel or tuple(f"channel_{number}" for number in range(n_channels))
+        remapped = background | remapped
         changed = any(value != number for value, number in remapped.items())
         return Plan(
             channels,
             {"background": 0, **{name: number for number, name in enumerate(names, 1)}},
-            {str(value): number for value, number in {0: 0, **remapped}.items()} if changed else {},
+            {str(value): number for value, number in remapped.items()} if changed else {},
         )
 
     def make(self, case: Case, plan: Plan) -> Sample:

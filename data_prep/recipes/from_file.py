@@ -58,7 +58,7 @@ def read_recipe(recipe: str) -> type[Recipe]:
         name, _, attribute = recipe.rpartition(":")
         path = Path(name)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows puts a mark before it
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such recipe file; give its path, or the name of a recipe of medseg") from None
     except UnicodeDecodeError:

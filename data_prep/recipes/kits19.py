@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.recipes.base import Case, Origin, Plan, Recipe, Sample, Selection, Unpaired, option
+from data_prep.recipes.checking import check_millimeters
 from medseg.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
@@ -48,10 +49,7 @@ class Kits19Options:
     def __post_init__(self) -> None:
         if self.size is not None and self.size < 0:
             raise ConfigError(f"--size: {self.size} given, a number of pixels expected, or 0")
-        if self.spacing is not None and not min(self.spacing) > 0:
-            raise ConfigError(
-                f"--spacing: {' '.join(f'{step:g}' for step in self.spacing)} given, positive mm expected"
-            )
+        check_millimeters("--spacing", self.spacing)
         if self.size and self.spacing is not None:
             raise ConfigError("--size and --spacing exclude each other: pixels, or millimeters")
 
@@ -88,20 +86,30 @@ class Kits19Recipe(Recipe):
         root = source if any(source.glob("case_*/")) else source / "data"
         clinical = root / "kits.json"
         known = _read_clinical(clinical) if clinical.is_file() else None
-        cases, unpaired = [], []
+        cases, unpaired, empty = [], [], 0
         for folder in sorted(path for path in root.glob("case_*") if path.is_dir()):
             image, label = folder / "imaging.nii.gz", folder / "segmentation.nii.gz"
-            if not (image.is_file() and label.is_file()):
-                there = tuple(path for path in (image, label) if path.is_file())
-                what = "an image without segmentation" if image.is_file() else "a segmentation without image"
-                if there:
-                    unpaired.append(Unpaired(there, what))
+            files = sorted(path for path in folder.rglob("[!.]*") if path.is_file())
+            other = tuple(path for path in files if path not in (image, label))
+            if not files:
+                empty += 1
+            elif re.fullmatch(r"case_\d{5}", folder.name) is None:
+                unpaired.append(Unpaired(tuple(files), "its folder is not called case_ and five digits: is it a copy?"))
                 continue
-            sources = {"CT": (image,), "label": (label,)}
-            if known is not None:
-                sources["clinical"] = (clinical,)
-            cases.append(Case(folder.name, folder.name, sources))
+            elif other:
+                unpaired.append(Unpaired(other, "neither of the two files that a case has"))
+            if image in files and label in files:
+                sources = {"CT": (image,), "label": (label,)}
+                if known is not None:
+                    sources["clinical"] = (clinical,)
+                cases.append(Case(folder.name, folder.name, sources))
+            elif image in files:
+                unpaired.append(Unpaired((image,), "an image without segmentation"))
+            elif label in files:
+                unpaired.append(Unpaired((label,), "a segmentation without image"))
         notes = [f"{len(cases)} of the {PUBLISHED} cases with a published segmentation"]
+        if empty:
+            notes.append(f"{empty} case folder(s) are empty")
         if known is None:
             notes.append("no kits.json in it: cases.csv will say nothing of the tumors' histology")
         elif missing := [case.name for case in cases if case.name not in known]:
@@ -116,14 +124,17 @@ class Kits19Recipe(Recipe):
         """Read, make square, resize or resample, turn."""
         import numpy as np
         import torch
+        from monai.data import MetaTensor
         from monai.transforms import Orientation, SpatialPad
 
-        from data_prep.recipes.reading import read_channels, read_mask, respaced
+        from data_prep.recipes.reading import read_mask, respaced
+        from medseg.io import read_image
         from medseg.transforms import ResizeSlices
 
-        image = read_channels({"CT": case.sources["CT"]})
-        if len(image) != 1:
-            raise DatasetError(f"the image has {len(image)} channels: expected one")
+        stored = read_image(case.sources["CT"][0])
+        if stored.ndim != 4 or len(stored) != 1:
+            raise DatasetError(f"an image of shape {tuple(stored.shape)}: expected one channel and slices")
+        image = MetaTensor(stored.as_tensor(), affine=stored.affine)  # no copy: a whole CT takes half a gigabyte
         label = read_mask(case.sources["label"], image)
         if int(label.max()) > max(LABELS.values()):
             raise DatasetError(f"the segmentation holds the value {int(label.max())}: expected 0 to 2")
@@ -137,7 +148,7 @@ class Kits19Recipe(Recipe):
 
         turn = Orientation(AXES, labels=(("L", "R"), ("P", "A"), ("I", "S")))
         pixels = self.options.pixels()
-        if pixels:  # small first, then turned: a copy of a whole CT takes a gigabyte
+        if pixels:  # small first, then turned
             axis = _slice_axis(image)
             square = [max(n for other, n in enumerate(image.shape[1:]) if other != axis)] * 3
             square[axis] = -1
@@ -168,8 +179,7 @@ def _published_part(case: str) -> str:
         >>> [_published_part(f"case_{number:05d}") for number in (119, 120, 139, 140, 199, 200, 209)]
         ['train', 'val', 'val', 'train', 'train', 'test', 'test']
     """
-    match = re.fullmatch(r"case_(\d+)", case)
-    number = int(match[1]) if match else -1
+    number = int(case.removeprefix("case_"))
     return "val" if 120 <= number <= 139 else "test" if 200 <= number <= 209 else "train"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.recipes.base import Case, Plan, Recipe, Sample, Selection, Unpaired, check_pattern, option
+from data_prep.recipes.checking import check_choice, check_millimeters
 from medseg.errors import ConfigError, DatasetError, GeometryError, ReadError
 
 if TYPE_CHECKING:
@@ -59,15 +60,12 @@ class KneeOptions:
     def __post_init__(self) -> None:
         if "{name}" not in self.maps or os.path.normpath(self.maps) == "{name}":
             raise ConfigError(f"--maps: {self.maps!r} given, a pattern with {{name}} and something more expected")
-        for flag, value, allowed in (
-            ("--bones", self.bones, ("merged", "three", *BONES)),
-            ("--joint-center", self.joint_center, ("image", "mask", "middle")),
-        ):
-            if value not in allowed:
-                raise ConfigError(f"{flag}: {value!r} given, one of {', '.join(allowed)} expected")
-        for flag, number in (("--crop-mm", self.crop_mm), ("--size", self.size), ("--slices", self.slices)):
+        check_choice("--bones", self.bones, ("merged", "three", *BONES))
+        check_choice("--joint-center", self.joint_center, ("image", "mask", "middle"))
+        check_millimeters("--crop-mm", (self.crop_mm,))
+        for flag, number in (("--size", self.size), ("--slices", self.slices)):
             if not number > 0:
-                raise ConfigError(f"{flag}: {number:g} given, a positive number expected")
+                raise ConfigError(f"{flag}: {number} given, a positive number expected")
         if self.patient_pattern is not None:
             check_pattern("--patient-pattern", self.patient_pattern)
 
@@ -92,18 +90,21 @@ class KneeRecipe(Recipe):
 
     def select(self, source: Path) -> Selection:
         """Find the images and their maps."""
-        files = sorted(
-            path
-            for path in source.rglob("*")
-            if path.suffix.lower() in (".mhd", ".mha") and not path.name.startswith(".") and path.is_file()
-        )
+        from medseg.io.series import walk
+
+        unpaired: list[Unpaired] = []
+
+        def locked(folder: Path, error: OSError) -> None:
+            unpaired.append(Unpaired((folder,), f"the folder cannot be opened ({error.strerror})"))
+
+        files = sorted(path for path in walk(source, locked) if path.suffix.lower() in (".mhd", ".mha"))
         by_key: dict[str, list[Path]] = {}
         for path in files:
             by_key.setdefault(_key(path.with_suffix("")), []).append(path)
         maps = {path: self._maps(path, by_key) for path in files}
         used = {file for found in maps.values() for file in found.values()}
         folders = {file.parent for file in used}
-        cases, unpaired = [], []
+        cases = []
         for path in files:
             if path in used or path != by_key[_key(path.with_suffix(""))][0]:
                 continue
@@ -150,9 +151,9 @@ class KneeRecipe(Recipe):
         whole = int(np.count_nonzero(label))
         cropped = [crop.crop_pad(part, *box) for part in (image, MetaTensor(label, affine=image.affine))]
         left = int(np.count_nonzero(cropped[1]))
-        if not left:
+        if whole and not left:
             raise GeometryError("no voxel of the maps is left in the crop: choose a larger --crop-mm")
-        columns["label_in_crop"] = f"{left / whole:.4g}"
+        columns["label_in_crop"] = f"{left / whole:.4g}" if whole else ""  # one bone need not be in view
         columns["source_slices"] = str(image.shape[-1])
         size = (options.size, options.size)
         parts = [ResizeSlices(size, mode)(part) for part, mode in zip(cropped, ("linear", "nearest"), strict=True)]
@@ -177,7 +178,7 @@ class KneeRecipe(Recipe):
         lost = [case for case, row in columns.items() if not row.get("joint_clarity")]
         if lost:
             notes.append(f"no joint was found in the image alone of {len(lost)} cases, such as {lost[0]}")
-        cut = {case: float(row["label_in_crop"]) for case, row in columns.items() if "label_in_crop" in row}
+        cut = {case: float(row["label_in_crop"]) for case, row in columns.items() if row.get("label_in_crop")}
         if cut:
             least = min(cut, key=cut.__getitem__)
             notes.append(f"the crop keeps {cut[least]:.0%} of the maps or more (least in {least})")

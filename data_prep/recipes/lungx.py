@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.recipes.base import Case, Origin, Plan, Recipe, Sample, Selection, Unpaired, option
+from data_prep.recipes.checking import instance_numbers, unreadable
 from medseg.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
@@ -110,19 +111,21 @@ class LungXRecipe(Recipe):
         rows: dict[tuple[str, int], list[Nodule]] = defaultdict(list)
         unpaired, sheets = [], 0
         for path in walk(source):
-            if path.suffix.lower() not in (".xlsx", ".csv"):
+            if path.suffix.lower() not in (".xlsx", ".xls", ".csv"):
                 continue
-            nodules, skipped = read_sheet(path)
+            nodules, left = read_sheet(path)
             sheets += bool(nodules)
             for nodule in nodules:
                 rows[nodule.scan, nodule.number].append(nodule)
-            unpaired += [Unpaired((path,), why) for why in skipped if nodules]
+            unpaired += [Unpaired((path,), why) for why in left]
         if not rows:
+            looked_at = "".join(f"; {item.files[0]}: {item.why}" for item in unpaired[:3])
             raise DatasetError(
-                f"{source}: no spreadsheet (.xlsx, .csv) with the nodules' scan, x, y, image and diagnosis"
+                f"{source}: no spreadsheet (.xlsx, .csv) with the nodules' scan, x, y, image and diagnosis{looked_at}"
             )
+        found = find_series(source, workers=self.jobs, progress=self.progress)
         scans: dict[str, list[Series]] = defaultdict(list)
-        for series in find_series(source, workers=self.jobs):
+        for series in found:
             if series.kind == "dicom" and series.is_image and series.modality == "CT":
                 scans[series.patient_id.strip().upper()].append(series)
         cases = []
@@ -132,8 +135,11 @@ class LungXRecipe(Recipe):
             cases.append(_case(same, scans.get(scan, [])))
         counts = Counter(same[0].diagnosis for same in rows.values())
         listed = ", ".join(f"{counts[name]} {name}" for name in ("malignant", "benign", "suspicious"))
-        notes = [f"{len(rows)} nodules of {len({scan for scan, _ in rows})} scans in {sheets} spreadsheet(s): {listed}"]
-        return Selection(cases, unpaired, notes)
+        named = {scan for scan, _ in rows}
+        notes = [f"{len(rows)} nodules of {len(named)} scans in {sheets} spreadsheet(s): {listed}"]
+        if others := len(set(scans) - named):
+            notes.append(f"{others} patient(s) with CT have no nodule in the spreadsheets")
+        return Selection(cases, [*unpaired, *unreadable(found)], notes)
 
     def plan(self, surveys: Mapping[str, Any]) -> Plan:
         """One channel, two classes."""
@@ -177,62 +183,68 @@ def read_sheet(path: Path) -> tuple[list[Nodule], list[str]]:
         path: ``.xlsx`` or ``.csv``.
 
     Returns:
-        the nodules, none where no table has the columns; and a line per row that is left out, by its number.
+        the nodules; and a line per row that is left out, by its number, or why there is no nodule.
 
     Raises:
-        DatasetError: a row that cannot be understood, or a file that is no spreadsheet.
+        DatasetError: a row that cannot be understood.
     """
     import pandas as pd
 
     as_text: dict[str, Any] = {"header": None, "dtype": str, "keep_default_na": False}
+    if path.suffix.lower() == ".xls":
+        return [], ["a spreadsheet of old Excel, which is not read: save it as .xlsx or .csv"]
     try:
         if path.suffix.lower() == ".csv":
-            tables = {"": pd.read_csv(path, skip_blank_lines=False, **as_text)}
+            tables = {"": pd.read_csv(path, skip_blank_lines=False, encoding="utf-8-sig", **as_text)}
         else:
             with warnings.catch_warnings(action="ignore"):  # of extensions that openpyxl passes over
                 tables = pd.read_excel(path, sheet_name=None, **as_text)
     except ImportError as error:
         raise ConfigError(f"{path}: {error}") from None
     except Exception as error:  # pandas and openpyxl raise many kinds on files that are no spreadsheets
-        raise DatasetError(f"{path}: not a spreadsheet ({type(error).__name__})") from error
+        return [], [f"not a spreadsheet ({type(error).__name__})"]
     nodules: list[Nodule] = []
-    skipped: list[str] = []
+    left: list[str] = []
     for table in tables.values():
-        _read_table(path, table, nodules, skipped)
-    return nodules, skipped
+        _read_table(path, table.fillna(""), nodules, left)
+    return nodules, left if nodules else ["no nodule in it: expected their scan, x, y and image in the first row"]
 
 
-def _read_table(path: Path, table: "pd.DataFrame", nodules: list[Nodule], skipped: list[str]) -> None:
+def _read_table(path: Path, table: "pd.DataFrame", nodules: list[Nodule], left: list[str]) -> None:
+    """Add the nodules of a table, and the rows that are left out."""
     if not len(table):
         return
     titles = [re.sub(r"[\s*]+", " ", str(title)).strip().lower() for title in table.iloc[0]]
     places = {what: titles.index(name) for what, names in _COLUMNS.items() for name in names if name in titles}
-    if not {"scan", "image"} <= set(places) or not ({"xy"} <= set(places) or {"x", "y"} <= set(places)):
+    if not {"scan", "image"} <= set(places) or not ("xy" in places or {"x", "y"} <= set(places)):
         return
     counted: Counter[str] = Counter()
     for line, values in enumerate(table.iloc[1:].itertuples(index=False), 2):
         cells = {what: str(values[place]).strip() for what, place in places.items()}
         position = cells["xy"] if "xy" in cells else f"{cells['x']},{cells['y']}"
-        if not cells["scan"] or not (position.strip(",") or cells["image"]):
+        if not any(text for what, text in cells.items() if what != "scan"):
             continue  # an empty row, or a footnote
-        counted[cells["scan"].upper()] += 1
+        scan = cells["scan"].upper()
+        counted[scan] += 1
         x, _, y = position.partition(",")
         try:
             place = _whole(x), _whole(y), _whole(cells["image"])
-            number = _whole(cells["nodule"]) if cells.get("nodule") else counted[cells["scan"].upper()]
-        except ValueError:
+            number = _whole(cells["nodule"]) if cells.get("nodule") else counted[scan]
+        except (ValueError, OverflowError):
             raise DatasetError(
                 f"{path}: row {line}: position {position!r} on image {cells['image']!r}: whole numbers expected"
             ) from None
+        if not scan:
+            raise DatasetError(f"{path}: row {line}: a nodule without scan: each row must name its scan")
         diagnosis = _diagnosis(cells.get("diagnosis", ""), cells.get("number", ""))
         if not diagnosis:
             raise DatasetError(
-                f"{path}: row {line}: diagnosis {cells.get('diagnosis')!r}: benign, malignant, Primary lung cancer or "
-                "Suspicious malignant nodule expected"
+                f"{path}: row {line}: diagnosis {cells.get('diagnosis', '')!r}: benign, malignant, Primary lung cancer "
+                "or Suspicious malignant nodule expected"
             )
         if diagnosis == "suspicious":
-            skipped.append(f"row {line}: {cells.get('diagnosis') or cells['number']}: neither class, left out")
-        nodules.append(Nodule(cells["scan"].upper(), number, *place, diagnosis))
+            left.append(f"row {line}: {cells.get('diagnosis') or cells['number']}: neither class, left out")
+        nodules.append(Nodule(scan, number, *place, diagnosis))
 
 
 def _diagnosis(words: str, number: str) -> str:
@@ -267,9 +279,10 @@ def _case(rows: Sequence[Nodule], series: "Sequence[Series]") -> Case:
         if one.problems:
             problems.append("; ".join(one.problems))
             continue
-        numbers = _instance_numbers(one)
+        numbers = instance_numbers(one.files)
         places = [place for place, number in enumerate(numbers) if number == nodule.image]
-        ranges.append(f"{min(numbers)} to {max(numbers)} in {len(numbers)} files")
+        known = [number for number in numbers if number is not None]
+        ranges.append(f"{min(known)} to {max(known)} in {len(numbers)} files" if known else "absent")
         if len(places) == 1 and places[0] not in (nodule.image - 1, len(numbers) - nodule.image):
             problems.append(
                 f"image {nodule.image} is slice {places[0] + 1} of {len(numbers)} by its position: InstanceNumber "
@@ -285,14 +298,3 @@ def _case(rows: Sequence[Nodule], series: "Sequence[Series]") -> Case:
     if not found:
         return Case(name, patient, {}, f"no image {nodule.image}: InstanceNumber is {' and '.join(ranges)}")
     return Case(name, patient, {"CT": (found[0],)}, "", nodule)
-
-
-def _instance_numbers(series: "Series") -> list[int]:
-    """InstanceNumber of each file, in the order of the slices; -1 where there is none."""
-    import pydicom
-
-    values = (
-        pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["InstanceNumber"]).get("InstanceNumber")
-        for file in series.files
-    )
-    return [-1 if value is None else int(value) for value in values]

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.identity import identifying_words, mask
+from data_prep.identity import mask, words_of
 from data_prep.recipes.base import Case, Plan, Recipe, Sample, Selection, Unpaired, option
+from data_prep.recipes.checking import check_choice, check_millimeters, unreadable
 from medseg.errors import ConfigError, DatasetError, GeometryError, MedsegError
 
 if TYPE_CHECKING:
@@ -66,15 +67,10 @@ class PetCtOptions:
     )
 
     def __post_init__(self) -> None:
-        for flag, size in (("--spacing", self.spacing), ("--crop", self.crop)):
-            if size is not None and not min(size) > 0:
-                raise ConfigError(f"{flag}: {' '.join(f'{step:g}' for step in size)} given, positive mm expected")
-        for flag, value, allowed in (
-            ("--crop-center", self.crop_center, ("body", "label")),
-            ("--structure-sets", self.structure_sets, ("one", "union")),
-        ):
-            if value not in allowed:
-                raise ConfigError(f"{flag}: {value!r} given, {' or '.join(allowed)} expected")
+        check_millimeters("--spacing", self.spacing)
+        check_millimeters("--crop", self.crop)
+        check_choice("--crop-center", self.crop_center, ("body", "label"))
+        check_choice("--structure-sets", self.structure_sets, ("one", "union"))
         if self.roi and self.roi_class:
             raise ConfigError("--roi and --roi-class exclude each other: one class, or several")
         self.classes()
@@ -118,7 +114,7 @@ class PetCtRecipe(Recipe):
         """Find the studies with CT, PET and a structure set with the chosen ROIs."""
         from medseg.io import find_series, match_series
 
-        series = find_series(source)
+        series = find_series(source, workers=self.jobs, progress=self.progress)
         studies = match_series(series, ("CT", "PT"))
         if not studies:
             return Selection([], _left_over(series, set()))
@@ -126,8 +122,10 @@ class PetCtRecipe(Recipe):
         cases, names_seen, used = [], Counter[str](), set[Path]()
         matched: Counter[str] = Counter()
         for study in studies:
-            case, names = self._case(study, alone=per_patient[_patient(study)] == 1)
-            words = _words(case.sources["CT"][0])
+            words = set[str]().union(
+                *(words_of(found.files[0]) for found in (*study.series.values(), *study.structures))
+            )
+            case, names = self._case(study, words, alone=per_patient[_patient(study)] == 1)
             names_seen.update({mask(name, {}, words) for name in names})
             matched.update({pattern for pattern in self._patterns() if _fits(names, pattern)})
             cases.append(case)
@@ -204,13 +202,13 @@ class PetCtRecipe(Recipe):
         """Names, numbers and dates of the patient in the headers."""
         found = {case.patient, case.name}
         for files in case.sources.values():
-            found |= _words(files[0])
+            found |= words_of(files[0])
         return found
 
     def _patterns(self) -> list[str]:
         return [pattern for patterns in self.options.classes().values() for pattern in patterns]
 
-    def _case(self, study: "Study", *, alone: bool) -> tuple[Case, list[str]]:
+    def _case(self, study: "Study", words: set[str], *, alone: bool) -> tuple[Case, list[str]]:
         """The case of a study, and the names of all ROIs with closed contours in it."""
         from medseg.io import list_rois
 
@@ -227,9 +225,9 @@ class PetCtRecipe(Recipe):
             if rois:
                 outlines.append(_Outlines(structure.files[0], rois))
         if not outlines and not problems:
-            wanted = ", ".join(self._patterns())
+            wanted, there = ", ".join(self._patterns()), ", ".join(mask(name, {}, words) for name in seen)
             problems.append(
-                f"no ROI fits {wanted}: its {len(study.structures)} structure set(s) hold {', '.join(seen) or 'none'}"
+                f"no ROI fits {wanted}: its {len(study.structures)} structure set(s) hold {there or 'none'}"
                 if study.structures
                 else "its study has no structure set (RTSTRUCT)"
             )
@@ -344,28 +342,12 @@ def _patient(study: "Study") -> str:
     return study.patient_id.strip() or study.study_uid
 
 
-def _words(file: Path) -> set[str]:
-    """What a DICOM header says of who the patient is."""
-    import pydicom
-    from pydicom.errors import InvalidDicomError
-
-    try:
-        header = pydicom.dcmread(file, stop_before_pixels=True, force=False)
-    except (InvalidDicomError, OSError, ValueError):
-        return set()
-    return identifying_words(header)
-
-
 def _left_over(series: "Sequence[Series]", used: set[Path]) -> list[Unpaired]:
-    """CT, PET and structure sets that belong to no case, by study, and files that could not be read."""
+    """CT, PET and structure sets that belong to no case, by study, and what could not be read."""
     studies: dict[str, list[Series]] = defaultdict(list)
-    unpaired = []
+    unpaired = unreadable([found for found in series if not found.study_uid])
     for found in series:
-        if found.kind != "dicom" or set(found.files) & used:
-            continue
-        if not found.study_uid and found.problems:
-            unpaired.append(Unpaired(found.files, found.problems[0]))
-        elif found.modality in ("CT", "PT", "RTSTRUCT"):
+        if found.modality in ("CT", "PT", "RTSTRUCT") and not set(found.files) & used:
             studies[found.study_uid].append(found)
     for members in studies.values():
         counts = Counter(found.modality for found in members)

@@ -1,5 +1,6 @@
 """PROSTATEx: a patch around each finding on T2, diffusion of the highest b-value and ADC, with its significance."""
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.recipes.base import Case, Origin, Plan, Recipe, Sample, Selection, option
+from data_prep.recipes.checking import check_millimeters, instance_numbers, read_table, unreadable
 from medseg.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
@@ -39,8 +41,7 @@ class ProstateXOptions:
     def __post_init__(self) -> None:
         if self.pixels < 1 or self.pixels % 2 == 0:
             raise ConfigError(f"--pixels: {self.pixels} given, an odd number expected")
-        if not self.spacing > 0:
-            raise ConfigError(f"--spacing: {self.spacing:g} given, positive mm expected")
+        check_millimeters("--spacing", (self.spacing,))
 
 
 @dataclass(frozen=True)
@@ -48,24 +49,16 @@ class Finding:
     """What the CSVs and the headers say of one finding.
 
     Attributes:
-        lesion: its number (fid).
         position: RAS mm.
-        zone: PZ, TZ, AS or SV.
-        significant: ``TRUE`` or ``FALSE`` (ClinSig).
-        series: number of the chosen series, by sequence.
-        ijk: what the table of images says of it there.
+        target: its class.
+        columns: what cases.csv says of it.
         disagreements: where sources contradict each other.
-        alternatives: series that would have done as well.
     """
 
-    lesion: str
     position: tuple[float, float, float]
-    zone: str
-    significant: str
-    series: Mapping[str, int]
-    ijk: Mapping[str, str]
+    target: str
+    columns: Mapping[str, str]
     disagreements: tuple[str, ...]
-    alternatives: str
 
 
 class ProstateXRecipe(Recipe):
@@ -79,6 +72,9 @@ class ProstateXRecipe(Recipe):
     ``pos`` is in the patient's coordinates (DICOM, LPS mm). The slice is the one nearest to it by the geometry of the
     headers. ``ijk`` is only compared: it is the position in voxels from the corner of the volume, rounded, and so the
     index from 0 or the one after it, with even chances (the thesis says 0-based).
+
+    The column ``patient_class`` is the class of a patient: significant where one of the findings is. A patient may have
+    findings of both classes, and a split is stratified by patient.
 
     Patches are cut by :class:`medseg.transforms.LesionPatch` along the T2's axes. Each series is z-scored over all its
     voxels first, which depends on that patient alone.
@@ -100,7 +96,7 @@ class ProstateXRecipe(Recipe):
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
-        self._n_findings = self._n_selected = 0
+        self._n_findings = 0
 
     def select(self, source: Path) -> Selection:
         """Join the tables, and find the three series of each finding."""
@@ -111,13 +107,15 @@ class ProstateXRecipe(Recipe):
         rows: dict[tuple[str, str, str], list[dict[str, str]]] = defaultdict(list)
         for row in images:
             rows[_key(row)].append(row)
+        found = find_series(source, workers=self.jobs, progress=self.progress)
         patients: dict[str, list[Series]] = defaultdict(list)
-        for series in find_series(source, workers=self.jobs):
+        for series in found:
             if series.kind == "dicom" and series.is_image:
                 patients[series.patient_id].append(series)
         answers: dict[tuple[str, str, str], set[str]] = defaultdict(set)
         for row in findings:
-            answers[_key(row)].add(row["ClinSig"])
+            answers[_key(row)].add(row["ClinSig"].upper())
+        affected = {row["ProxID"] for row in findings if row["ClinSig"].upper() == "TRUE"}
         seen: set[tuple[str, str, str]] = set()
         names: Counter[tuple[str, str]] = Counter()
         cases = []
@@ -132,21 +130,24 @@ class ProstateXRecipe(Recipe):
             elif key in seen:
                 cases.append(Case(name, patient, {}, "the table of findings lists it again"))
             else:
-                cases.append(_case(name, row, rows.get(key, []), patients.get(patient, [])))
+                target = CLASSES["TRUE" if patient in affected else "FALSE"]
+                cases.append(_case(name, row, rows.get(key, []), patients.get(patient, []), target))
             seen.add(key)
-        self._n_findings, self._n_selected = len(findings), len(cases)
-        joined = sum(key in rows for key in seen)
+        self._n_findings = len(findings)
+        listed = {row["ProxID"] for row in findings}
+        joined, again = sum(key in rows for key in seen), sum(n - 1 for n in names.values())
         notes = [
-            f"{len(findings)} findings of {len({row['ProxID'] for row in findings})} patients, {joined} of them joined "
-            f"with the {len(images)} rows of images on ProxID, fid and pos",
+            f"{len(findings)} findings of {len(listed)} patients, {joined} of them joined with the {len(images)} rows "
+            "of images on ProxID, fid and pos",
         ]
-        repeated = sum(n - 1 for n in names.values())
-        if repeated:
-            notes.append(f"{repeated} fid(s) occur twice in a patient: the second case is called PATIENT_FID-2")
-        others = len(set(rows) - set(seen))
-        if others:
-            notes.append(f"{others} finding(s) stand in the table of images only")
-        return Selection(cases, [], notes)
+        for count, what in (
+            (again, "fid(s) occur twice in a patient: the second case is called PATIENT_FID-2"),
+            (len(set(rows) - seen), "finding(s) stand in the table of images only"),
+            (len(set(patients) - listed), "patient(s) with DICOM images have no finding"),
+        ):
+            if count:
+                notes.append(f"{count} {what}")
+        return Selection(cases, unreadable(found), notes)
 
     def plan(self, surveys: Mapping[str, Any]) -> Plan:
         """Three channels, two classes."""
@@ -163,12 +164,7 @@ class ProstateXRecipe(Recipe):
 
         finding: Finding = case.detail
         cut = LesionPatch(self.options.pixels, self.options.spacing)
-        columns = {
-            "lesion": finding.lesion,
-            "position": " ".join(f"{value:.10g}" for value in finding.position),
-            "zone": finding.zone,
-        }
-        disagreements = list(finding.disagreements)
+        columns, disagreements = dict(finding.columns), list(finding.disagreements)
         patches: list[MetaTensor] = []
         panels = []
         for sequence, files in case.sources.items():
@@ -178,33 +174,25 @@ class ProstateXRecipe(Recipe):
             scaled = _z_scored(image, sequence) if self.options.z_score else image
             patch = cut(scaled, finding.position, like=patches[0] if patches else None)
             k = patch.meta["slice_index"]
-            number = _instance_number(files[k])
+            (number,) = instance_numbers(files[k : k + 1])
             if number not in (k + 1, image.shape[3] - k):
                 disagreements.append(
                     f"{sequence}: the slice has InstanceNumber {number}, it is number {k + 1} upward and "
                     f"{image.shape[3] - k} downward"
                 )
-            columns |= {
-                f"series_{sequence}": str(finding.series[sequence]),
-                f"ijk_{sequence}": finding.ijk[sequence],
-                f"instance_{sequence}": str(number),
-                f"off_plane_mm_{sequence}": f"{_off_plane(image, finding.position, k):.3g}",
-                f"outside_{sequence}": f"{patch.meta['outside']:.4g}",
-            }
+            columns[f"instance_{sequence}"] = str(number)
+            columns[f"outside_{sequence}"] = f"{patch.meta['outside']:.4g}"
             patches.append(patch)
             panels.append(Panel(image, patch, k))
-        columns |= {"disagreements": "; ".join(disagreements), "alternatives": finding.alternatives}
+        columns["disagreements"] = "; ".join(disagreements)
         stacked = MetaTensor(torch.cat([patch.as_tensor() for patch in patches]), affine=patches[0].affine)
         picture = position_picture(panels, finding.position)
-        return Sample(stacked, None, columns, CLASSES[finding.significant], {"position.png": picture})
+        return Sample(stacked, None, columns, finding.target, {"position.png": picture})
 
     def audit(self, columns: Mapping[str, Mapping[str, str]]) -> list[str]:
         """Count: exported + errors = findings; and tell of contradictions, repeats and padding."""
         exported = len(columns)
-        errors = self._n_selected - exported
-        notes = [f"{exported} exported + {errors} errors = {self._n_findings} findings"]
-        if exported + errors != self._n_findings:
-            notes = [f"{exported} exported + {errors} errors, but {self._n_findings} findings: a defect of the recipe"]
+        notes = [f"{exported} exported + {self._n_findings - exported} errors = {self._n_findings} findings"]
         rows = list(columns.values())
         for column, what in (
             ("disagreements", "the sources contradict each other"),
@@ -219,60 +207,8 @@ class ProstateXRecipe(Recipe):
             notes.append(f"InstanceNumber = k of ijk + 1 (as in the thesis) would have taken another slice: {listed}")
         padded = sum(any(float(row.get(f"outside_{name}") or 0) > 0 for name in SEQUENCES) for row in rows)
         if padded:
-            notes.append(
-                f"{padded} patch(es) reach beyond an image (columns outside_*); 0, or its z-score, stands there"
-            )
+            notes.append(f"{padded} patch(es) reach beyond an image (columns outside_*): 0 stands there")
         return notes
-
-
-def _case(name: str, row: dict[str, str], images: Sequence[dict[str, str]], there: "Sequence[Series]") -> Case:
-    """The case of a finding, or the reason why there is none."""
-    patient = row["ProxID"]
-    position = _position(row["pos"])
-    if row["ClinSig"] not in CLASSES:
-        return Case(name, patient, {}, f"ClinSig {row['ClinSig']!r}: TRUE or FALSE expected")
-    if position is None:
-        return Case(name, patient, {}, f"pos {row['pos']!r}: three numbers expected")
-    if not images:
-        return Case(name, patient, {}, "the table of images has no row with its ProxID, fid and pos")
-    if not there:
-        return Case(name, patient, {}, "no DICOM of this patient (PatientID) in the source")
-    candidates: dict[str, dict[str, list[_Candidate]]] = defaultdict(lambda: defaultdict(list))
-    problems = []
-    for sequence, words in SEQUENCES.items():
-        own = [image for image in images if all(word in image["DCMSerDescr"] for word in words)]
-        found, reasons = _candidates(sequence, own, there, position)
-        for candidate in found:
-            candidates[candidate.series.study_uid][sequence].append(candidate)
-        if not found:
-            problems.append(f"{sequence}: {'; '.join(reasons)}")
-    if problems:
-        return Case(name, patient, {}, "; ".join(problems))
-    trios = [trio for study in candidates.values() for trio in product(*(study[sequence] for sequence in SEQUENCES))]
-    if not trios:
-        return Case(name, patient, {}, "T2, DWI and ADC that contain it are of different studies")
-    best = min(trios, key=_preference)
-    chosen = dict(zip(SEQUENCES, best, strict=True))
-    disagreements = [text for candidate in best for text in candidate.disagreements]
-    if len({candidate.series.frame_of_reference_uid for candidate in best}) > 1:
-        disagreements.append("T2, DWI and ADC have different frames of reference")
-    others = []
-    for sequence, taken in chosen.items():
-        all_of_it = [one for study in candidates.values() for one in study[sequence]]
-        rest = sorted(one.series.number or 0 for one in all_of_it if one.series is not taken.series)
-        if rest:
-            others.append(f"{sequence}: {', '.join(map(str, rest))}")
-    finding = Finding(
-        row["fid"],
-        position,
-        row["zone"],
-        row["ClinSig"],
-        {sequence: candidate.series.number or 0 for sequence, candidate in chosen.items()},
-        {sequence: candidate.ijk for sequence, candidate in chosen.items()},
-        tuple(disagreements),
-        "; ".join(others),
-    )
-    return Case(name, patient, {sequence: one.series.files for sequence, one in chosen.items()}, "", finding)
 
 
 @dataclass(frozen=True)
@@ -285,6 +221,51 @@ class _Candidate:
     disagreements: tuple[str, ...]
 
 
+def _case(
+    name: str, row: dict[str, str], images: Sequence[dict[str, str]], there: "Sequence[Series]", patient_class: str
+) -> Case:
+    """The case of a finding, or the reason why there is none."""
+    patient, significant = row["ProxID"], row["ClinSig"].upper()
+    position = _position(row["pos"])
+    if significant not in CLASSES:
+        return Case(name, patient, {}, f"ClinSig {row['ClinSig']!r}: TRUE or FALSE expected")
+    if position is None:
+        return Case(name, patient, {}, f"pos {row['pos']!r}: three numbers expected")
+    if not images:
+        return Case(name, patient, {}, "the table of images has no row with its ProxID, fid and pos")
+    if not there:
+        return Case(name, patient, {}, "no DICOM of this patient (PatientID) in the source")
+    candidates: dict[str, list[_Candidate]] = {}
+    problems = []
+    for sequence, words in SEQUENCES.items():
+        own = [image for image in images if all(word in image["DCMSerDescr"] for word in words)]
+        candidates[sequence], reasons = _candidates(sequence, own, there, position)
+        if not candidates[sequence]:
+            problems.append(f"{sequence}: {'; '.join(reasons)}")
+    if problems:
+        return Case(name, patient, {}, "; ".join(problems))
+    trios = [trio for trio in product(*candidates.values()) if len({one.series.study_uid for one in trio}) == 1]
+    if not trios:
+        return Case(name, patient, {}, "T2, DWI and ADC that contain it are of different studies")
+    best = min(trios, key=_preference)
+    disagreements = [text for candidate in best for text in candidate.disagreements]
+    if len({candidate.series.frame_of_reference_uid for candidate in best}) > 1:
+        disagreements.append("T2, DWI and ADC have different frames of reference")
+    columns = {"lesion": row["fid"], "position": " ".join(f"{value:.10g}" for value in position), "zone": row["zone"]}
+    columns["patient_class"] = patient_class
+    others = []
+    for (sequence, found), taken in zip(candidates.items(), best, strict=True):
+        columns[f"series_{sequence}"] = str(taken.series.number)
+        columns[f"ijk_{sequence}"] = taken.ijk
+        columns[f"off_plane_mm_{sequence}"] = f"{taken.off_plane:.3g}"
+        rest = sorted(one.series.number or 0 for one in found if one is not taken)
+        if rest:
+            others.append(f"{sequence}: {', '.join(map(str, rest))}")
+    columns["alternatives"] = "; ".join(others)
+    sources = {sequence: one.series.files for sequence, one in zip(SEQUENCES, best, strict=True)}
+    return Case(name, patient, sources, "", Finding(position, CLASSES[significant], columns, tuple(disagreements)))
+
+
 def _candidates(
     sequence: str,
     images: Sequence[dict[str, str]],
@@ -293,8 +274,8 @@ def _candidates(
 ) -> tuple[list[_Candidate], list[str]]:
     """The series of one sequence that contain a finding, and why others do not."""
     found, reasons = [], []
-    for number in sorted({image["DCMSerNum"].strip() for image in images}):
-        rows = [image for image in images if image["DCMSerNum"].strip() == number]
+    for number in sorted({image["DCMSerNum"] for image in images}):
+        rows = [image for image in images if image["DCMSerNum"] == number]
         same = [series for series in there if str(series.number) == number]
         if not same:
             reasons.append(f"series {number} is missing")
@@ -308,14 +289,13 @@ def _candidates(
                 size = "x".join(map(str, series.shape))
                 reasons.append(f"series {number}: pos lies outside (index {place} of {size})")
                 continue
-            off = abs(index[2] - round(index[2])) * series.spacing[2]
-            off = abs(index[2] - round(index[2])) * series.spacing[2]
+            off_plane = abs(index[2] - round(index[2])) * series.spacing[2]
             ijk, fits = _nearest_ijk(rows, index)
             texts = _disagreements(sequence, series, rows)
             if not fits:
                 expected = " ".join(f"{at + 0.5:.2f}" for at in index)
                 texts.append(f"{sequence}: ijk {ijk}, pos gives {expected} from the corner, before rounding")
-            found.append(_Candidate(series, off, ijk, tuple(texts)))
+            found.append(_Candidate(series, off_plane, ijk, tuple(texts)))
     if not images:
         reasons.append(f"the table of images names no series with {' and '.join(SEQUENCES[sequence])}")
     return found, reasons
@@ -354,9 +334,7 @@ def _preference(trio: "tuple[_Candidate, ...]") -> tuple[float, int, list[int]]:
 
 
 def _table(source: Path, name: str, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file that lies somewhere in the source, as text without spaces around."""
-    import pandas as pd
-
+    """The rows of a CSV file that lies somewhere in the source."""
     from medseg.io.series import walk
 
     found = [path for path in walk(source) if path.name == name]
@@ -364,15 +342,10 @@ def _table(source: Path, name: str, columns: Sequence[str]) -> list[dict[str, st
         places = ", ".join(str(path.relative_to(source)) for path in found)
         raise DatasetError(f"{source}: {len(found)} files {name} in it{f' ({places})' * bool(found)}, one expected")
     try:
-        table = pd.read_csv(found[0], dtype=str, keep_default_na=False, skipinitialspace=True)
-    except ValueError as error:
-        raise DatasetError(f"{found[0]}: not a table ({' '.join(str(error).split())})") from None
-    table.columns = table.columns.str.strip()
-    for column in columns:
-        if column not in table:
-            hint = "; the challenge's test set has none, and no recipe" if column == "ClinSig" else ""
-            raise DatasetError(f"{found[0]}: no column {column!r}{hint}; it has {', '.join(table.columns)}")
-    return [{str(key): value.strip() for key, value in row.items()} for row in table[list(columns)].to_dict("records")]
+        return read_table(found[0], columns)
+    except DatasetError as error:
+        hint = "; the challenge's test set has none, and no recipe" if "'ClinSig'" in str(error) else ""
+        raise DatasetError(f"{error}{hint}") from None
 
 
 def _key(row: Mapping[str, str]) -> tuple[str, str, str]:
@@ -385,7 +358,7 @@ def _position(text: str) -> tuple[float, float, float] | None:
         x, y, z = (float(word) for word in text.split())
     except ValueError:
         return None
-    return -x, -y, z
+    return (-x, -y, z) if math.isfinite(x + y + z) else None
 
 
 def _index(series: "Series", position: tuple[float, float, float]) -> tuple[float, ...] | None:
@@ -412,20 +385,4 @@ def _z_scored(image: "MetaTensor", sequence: str) -> "MetaTensor":
 
 def _off_by_thesis(row: Mapping[str, str], sequence: str) -> bool:
     k = row.get(f"ijk_{sequence}", "").split()[-1:]
-    return bool(k) and f"{int(k[0]) + 1}" != row.get(f"instance_{sequence}")
-
-
-def _off_plane(image: "MetaTensor", position: tuple[float, float, float], k: int) -> float:
-    """How far (mm) a position lies from the plane of slice k."""
-    import numpy as np
-
-    affine = np.asarray(image.affine, dtype=np.float64)
-    index = np.linalg.inv(affine) @ [*position, 1.0]
-    return float(abs(index[2] - k) * np.linalg.norm(affine[:3, 2]))
-
-
-def _instance_number(file: Path) -> int | None:
-    import pydicom
-
-    value = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["InstanceNumber"]).get("InstanceNumber")
-    return None if value is None else int(value)
+    return bool(k) and k[0].isdecimal() and f"{int(k[0]) + 1}" != row.get(f"instance_{sequence}")

@@ -1,18 +1,22 @@
 """What recipes of ready image files share: finding them, and reading them onto one grid."""
 
+import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.recipes.base import Plan
-from medseg.errors import DatasetError
+from medseg.errors import DatasetError, MedsegError
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
 #: Files that belong to a header of the same name and are not read by themselves.
 COMPANIONS = {".raw", ".zraw", ".img"}
+#: Headers whose voxels may lie in other files.
+HEADERS = {".mhd", ".mha", ".hdr", ".nhdr", ".nrrd"}
+_NRRD_DATA = re.compile(rb"^data ?file:[ \t]*(.+?)[ \t\r]*$", re.MULTILINE | re.IGNORECASE)
 
 
 def entries(folder: Path) -> dict[str, list[Path]]:
@@ -27,14 +31,50 @@ def entries(folder: Path) -> dict[str, list[Path]]:
         {'a': ['a.nii.gz'], 'b': ['b.mhd', 'b.raw']}
     """
     found: dict[str, list[Path]] = defaultdict(list)
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    claimed = _claimed(paths)
+    for path in paths:
         if path.is_dir():
-            found[path.name] += sorted(file for file in path.rglob("*") if file.is_file())
-        else:
-            found[stem(path)].append(path)
+            found[path.name] += sorted(file for file in path.rglob("*") if file.is_file() and file not in claimed)
+        elif path not in claimed:
+            found[stem(path)] += with_voxels(path)
     return {name: files for name, files in found.items() if files}
+
+
+def with_voxels(path: Path) -> tuple[Path, ...]:
+    r"""An image file, and the files in which its voxels lie: those that its header names, and those of its name.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "a.nhdr").write_text("NRRD0004\ndata file: other.raw.gz\n")
+        >>> (folder / "other.raw.gz").touch()
+        >>> [file.name for file in with_voxels(folder / "a.nhdr")]
+        ['a.nhdr', 'other.raw.gz']
+    """
+    if path.suffix.lower() not in HEADERS:
+        return (path,)
+    beside = [path.with_suffix(suffix) for suffix in sorted(COMPANIONS)]
+    return tuple(dict.fromkeys((path, *(file for file in (*_named(path), *beside) if file.is_file()))))
+
+
+def _named(path: Path) -> tuple[Path, ...]:
+    """The files that a header names for its voxels; none where it cannot be read, as the reader will say."""
+    from medseg.io.metaimage import inside, read_meta_header
+
+    try:
+        if path.suffix.lower() in (".mhd", ".mha"):
+            return read_meta_header(path).files
+        with path.open("rb") as file:
+            match = _NRRD_DATA.search(file.read(1 << 16).partition(b"\n\n")[0])
+        return (inside(path, match[1].decode()),) if match else ()
+    except (MedsegError, OSError, UnicodeDecodeError):
+        return ()
+
+
+def _claimed(paths: Iterable[Path]) -> set[Path]:
+    """Files that others of them name for their voxels, or that are named after them."""
+    return {file for path in paths if path.suffix.lower() in HEADERS for file in with_voxels(path)[1:]}
 
 
 def stem(path: Path) -> str:
@@ -44,7 +84,8 @@ def stem(path: Path) -> str:
 
 def readable(files: Sequence[Path]) -> Path | list[Path]:
     """What to hand to the reader: the header of a header-and-data pair, or all files of a series."""
-    heads = [file for file in files if file.suffix.lower() not in COMPANIONS] or list(files)
+    claimed = _claimed(files)
+    heads = [path for path in files if path not in claimed and path.suffix.lower() not in COMPANIONS] or list(files)
     return heads[0] if len(heads) == 1 else heads
 
 

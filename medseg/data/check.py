@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import pandas as pd
 
-from medseg.data.check_case import CaseFiles, Finding, check_case
+from medseg.data.check_case import CaseFiles, Finding, Look, check_case
 from medseg.data.check_parts import check_balance, check_lists, check_slice_stores, members, read_splits
 from medseg.data.duplicates import near_duplicates
 from medseg.data.folder import FILE_ENDING, DatasetFolder
@@ -25,6 +25,7 @@ def check_dataset(
     root: str | os.PathLike[str],
     progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
+    look: Look | None = None,
 ) -> list[Problem]:
     """Read every file of a dataset and list what is wrong with it, and what a person should look at.
 
@@ -47,6 +48,9 @@ def check_dataset(
         root: the dataset folder.
         progress: called with (cases done, cases in all).
         workers: threads that read cases; default: one per core.
+        look: called with every case whose files were read and lie on one grid, in the thread that read it, so that
+            they need not be read again: its row of cases.csv, the channels [x, y, z], the label [x, y, z] (None of a
+            classification) and the affine.
 
     Returns:
         the problems, worst first: errors before warnings, and of each the cases with most of them first; an empty list
@@ -71,7 +75,7 @@ def check_dataset(
         for row in folder.cases.to_dict("records")
     ]
     findings = []
-    for finding in in_order(check_case, jobs, workers):
+    for finding in in_order(lambda files: check_case(files, look), jobs, workers):
         findings.append(finding)
         if progress:
             progress(len(findings), len(jobs))
@@ -99,11 +103,14 @@ def check_dataset(
 def _attachments(folder: DatasetFolder) -> tuple[dict[str, list[str]], list[Problem]]:
     """Further files of each case, as paths relative to the dataset, and those that belong to none."""
     names = {str(case) for case in folder.cases["case"]}
-    recorded = folder.manifest.get("cases", {}) if (folder.root / "manifest.json").is_file() else {}
+    recorded = folder.manifest.get("cases") if (folder.root / "manifest.json").is_file() else None
+    recorded = recorded if isinstance(recorded, dict) else {}
     attached: dict[str, list[str]] = {}
     owner: dict[str, str] = {}
     for case in sorted(names & set(recorded)):
-        attached[case] = sorted(name for name in recorded[case].get("files", {}) if name.startswith("attachments/"))
+        files = recorded[case].get("files") if isinstance(recorded[case], dict) else None
+        files = files if isinstance(files, dict) else {}
+        attached[case] = sorted(name for name in files if name.startswith("attachments/"))
         owner.update(dict.fromkeys(attached[case], case))
     problems = []
     for path in sorted((folder.root / "attachments").glob("*")):

@@ -1,6 +1,6 @@
 """What the check of a dataset finds in the files of one case."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -14,16 +14,21 @@ from PIL import Image, UnidentifiedImageError
 from medseg.data.alignment import find_shift
 from medseg.data.duplicates import signature
 from medseg.data.folder import pixel_hash
-from medseg.data.plausibility import implausible_hu, implausible_suv, is_ct, is_pet, labels_in_air
+from medseg.data.plausibility import implausible_hu, implausible_suv, labels_in_air
 from medseg.data.problem import ERROR, WARNING, Problem
 from medseg.errors import MedsegError
-from medseg.io import read_image
+from medseg.io.channel_names import is_ct, is_pet
+from medseg.io.image import load
 from medseg.io.position import is_picture, position_index
 
 #: Two grids are one when their corners are nearer than this share of a voxel.
 GRID_TOLERANCE = 0.01
 REBUILD = "build the dataset again"
 LOOK = "look at its picture in report.html"
+
+#: What may look at a case while it is in memory: it is given the row of cases.csv, the channels [x, y, z], the label
+#: [x, y, z] or None, and the affine that all have (RAS mm).
+Look = Callable[[Mapping[str, Any], Sequence[NDArray[np.float32]], NDArray[Any] | None, NDArray[np.float64]], None]
 
 _EXPECTED = ("shape", "spacing", "image_sha256", "label_sha256")
 _OUTSIDE = "does it belong to this image?"
@@ -54,7 +59,8 @@ class Finding:
 
     Attributes:
         problems: what is wrong with it by itself.
-        hashes: of each channel by its name; constant channels are left out, since they equal each other by nature.
+        hashes: of each channel by its name (of one channel, of the image); constant channels are left out, since they
+            equal each other by nature.
         signature: of its first channel, to find near-duplicates by.
         axes: the orientation of its voxels (``LPS``); empty for a picture.
         at_edge: labels that touch a face of the image.
@@ -74,7 +80,7 @@ class Finding:
 
 @dataclass
 class _Image:
-    voxels: NDArray[np.float32]
+    voxels: NDArray[Any]  # float32; of a label uint8, unless it has other values
     affine: NDArray[np.float64]
 
     @property
@@ -82,8 +88,11 @@ class _Image:
         return is_picture(self.voxels.shape, self.affine)
 
 
-def check_case(files: CaseFiles) -> Finding:
-    """Read all files of a case and compare them with each other, with cases.csv and with what images can be."""
+def check_case(files: CaseFiles, look: Look | None = None) -> Finding:
+    """Read all files of a case and compare them with each other, with cases.csv and with what images can be.
+
+    ``look`` is called where all files were read and lie on one grid.
+    """
     finding = Finding(files.case)
     channels = [_read(path, finding) for path in files.images]
     label = _read(files.label, finding) if files.label else None
@@ -93,13 +102,23 @@ def check_case(files: CaseFiles) -> Finding:
         if channel is not None and _has_values(name, channel, finding)
     }
     if label is not None:
+        label = _as_bytes(label)
         _check_label(label, files.labels, finding)
     odd = set(_odd_grids(files, channels, label, finding))
     known = [channel for channel in channels if channel is not None]
-    image = (
-        np.stack([channel.voxels for channel in known]) if len(known) == len(channels) and odd <= {"label"} else None
-    )
-    _compare_with_row(files.row, channels[0], image, label, finding)
+    image_hash = ""
+    if len(known) == len(channels) and odd <= {"label"}:
+        image_hash = pixel_hash(np.stack([channel.voxels for channel in known]))
+        if look is not None and not odd and (label is not None or files.label is None):
+            look(
+                files.row,
+                [channel.voxels for channel in known],
+                None if label is None else label.voxels,
+                known[0].affine,
+            )
+    one = image_hash if len(channels) == 1 else ""
+    finding.hashes = {name: one or pixel_hash(channel.voxels) for name, channel in usable.items()}
+    _compare_with_row(files.row, channels[0], image_hash, label, finding)
     for path in files.attachments:
         _check_attachment(path, finding)
 
@@ -123,7 +142,7 @@ def check_case(files: CaseFiles) -> Finding:
 
 
 def _has_values(name: str, channel: _Image, finding: Finding) -> bool:
-    """Whether a channel is finite and not constant; then its hash is noted."""
+    """Whether a channel is finite and not constant."""
     bad = int(np.count_nonzero(~np.isfinite(channel.voxels)))
     if bad:
         finding.add(f"channel {name}: {bad} voxels are NaN or infinite", "mend or leave out the source", "values")
@@ -131,9 +150,15 @@ def _has_values(name: str, channel: _Image, finding: Finding) -> bool:
         what = f"channel {name}: every voxel is {channel.voxels.flat[0]:g}"
         finding.add(what, "look at the source: the image is empty", "values")
     else:
-        finding.hashes[name] = pixel_hash(channel.voxels)
         return True
     return False
+
+
+def _as_bytes(label: _Image) -> _Image:
+    """The label as uint8, which is much faster to count, unless it has values that are none."""
+    with np.errstate(invalid="ignore"):
+        voxels = label.voxels.astype(np.uint8)
+    return _Image(voxels, label.affine) if np.array_equal(voxels, label.voxels) else label
 
 
 def _check_label(label: _Image, names: Mapping[int, str], finding: Finding) -> None:
@@ -169,7 +194,7 @@ def _odd_grids(
 def _compare_with_row(
     row: Mapping[str, Any],
     first: _Image | None,
-    image: NDArray[np.float32] | None,
+    image_hash: str,
     label: _Image | None,
     finding: Finding,
 ) -> None:
@@ -178,10 +203,10 @@ def _compare_with_row(
     if first is not None:
         found["shape"] = "x".join(map(str, first.voxels.shape))
         found["spacing"] = "x".join(f"{step:.6g}" for step in np.linalg.norm(first.affine[:3, :3], axis=0))
-    if image is not None:
-        found["image_sha256"] = pixel_hash(image)
-    if label is not None and np.array_equal(label.voxels, label.voxels.astype(np.uint8)):
-        found["label_sha256"] = pixel_hash(label.voxels.astype(np.uint8))
+    if image_hash:
+        found["image_sha256"] = image_hash
+    if label is not None and label.voxels.dtype == np.uint8:
+        found["label_sha256"] = pixel_hash(label.voxels)
     for key in _EXPECTED:
         value, expected = found.get(key, ""), str(row.get(key, ""))
         if not value or not expected or value == expected or (key == "spacing" and _same_spacing(value, expected)):
@@ -214,7 +239,7 @@ def _check_values(name: str, channel: _Image, finding: Finding) -> None:
             finding.add(f"channel {name}: {what}", "give it in SUV, or another name", "SUV", WARNING)
 
 
-def _at_edge(label: NDArray[np.float32], names: Mapping[int, str]) -> Iterator[str]:
+def _at_edge(label: NDArray[Any], names: Mapping[int, str]) -> Iterator[str]:
     """Labels with voxels on a face of the image, where it is more than one voxel thick."""
     faces = [label.take((0, -1), axis=axis).ravel() for axis in range(3) if label.shape[axis] > 1]
     touching = set(np.unique(np.concatenate(faces)).tolist()) if faces else set()
@@ -271,14 +296,18 @@ def _read(path: Path, finding: Finding) -> _Image | None:
         finding.add(f"{name} is missing", REBUILD, "files")
         return None
     try:
-        image = read_image(path)
+        volume, _ = load(path)
     except (MedsegError, OSError) as error:
-        finding.add(" ".join(str(error).split()).replace(str(path), name), REBUILD, "files")
+        finding.add(" ".join(str(error).replace(str(path), name).split()), REBUILD, "files")
         return None
-    if len(image) != 1:
-        finding.add(f"{name}: {len(image)} channels in one file, 1 expected", REBUILD, "files")
+    if len(volume.voxels) != 1:
+        finding.add(f"{name}: {len(volume.voxels)} channels in one file, 1 expected", REBUILD, "files")
         return None
-    return _Image(image.numpy()[0].astype(np.float32, copy=False), np.asarray(image.affine, dtype=np.float64))
+    if volume.voxels.ndim != 4:
+        shape = "x".join(map(str, volume.voxels.shape[1:]))
+        finding.add(f"{name}: shape {shape}, 3 axes expected (of a flat image {shape}x1)", REBUILD, "grid")
+        return None
+    return _Image(np.ascontiguousarray(volume.voxels[0]), volume.affine)
 
 
 def _grid_difference(one: _Image, other: _Image) -> str:

@@ -30,7 +30,8 @@ def read_splits(folder: DatasetFolder) -> tuple[Mapping[str, Any] | None, list[P
     try:
         splits = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        return None, [Problem(path.name, f"cannot be read ({error})", "run `data_prep split --force`", "split")]
+        why = error.strerror if isinstance(error, OSError) else error  # its own text has the whole path
+        return None, [Problem(path.name, f"cannot be read ({why})", "run `data_prep split --force`", "split")]
     problems = []
     for found in find_split_errors(splits, folder.cases):
         what, _, advice = str(found).removeprefix(f"{path.name}: ").rpartition("; ")
@@ -57,26 +58,32 @@ def members(splits: Mapping[str, Any] | None) -> dict[str, list[str]]:
 def check_lists(folder: DatasetFolder, splits: Mapping[str, Any] | None) -> Iterator[Problem]:
     """Compare what nnU-Net and MONAI read in dataset.json with cases.csv and with splits.json."""
     info = folder.info
-    listed = {name: list(info.get(name, [])) for name in ("training", "validation", "test")}
+    again = _AGAIN if splits else "build the dataset again"
+    listed = {name: info.get(name, []) for name in ("training", "validation", "test")}
+    for name, entries in listed.items():
+        if not (isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)):
+            yield Problem("dataset.json", f"its key {name} is no list of cases", again, "files")
+            return
     expected = list_entries(info, folder.cases)
     for name, entries in listed.items():
         for entry in entries:
-            case = entry.get("case") if isinstance(entry, dict) else None
-            if case not in expected or {key: value for key, value in entry.items() if key != "fold"} != expected[case]:
+            case = str(entry.get("case", ""))
+            if {key: value for key, value in entry.items() if key != "fold"} != expected.get(case):
                 what = f"its list {name} says of {case or 'a case'} other than cases.csv"
-                yield Problem("dataset.json", what, _AGAIN if splits else "build the dataset again", "files")
+                yield Problem("dataset.json", what, again, "files")
                 break
     if splits is None:
         return
     used = {case for fold in splits["folds"] for part in ("train", "val") for case in fold[part]}
-    for_nnunet = set() if folder.classes else set(info.get("dataset", {}))
+    nnunet = info.get("dataset")
+    for_nnunet = set(nnunet) if isinstance(nnunet, dict) and not folder.classes else set()
     if (not folder.classes and for_nnunet != used) or info.get("numTraining") != len(used):
         locked = sorted(for_nnunet & set(splits["test"]))
         what = (
             f"nnU-Net would train on test case {locked[0]}" if locked else "its cases for nnU-Net are not the split's"
         )
         yield Problem("dataset.json", f"{what} (keys dataset and numTraining)", _AGAIN, "split")
-    cases = {name: {entry.get("case") for entry in entries} for name, entries in listed.items()}
+    cases = {name: {str(entry.get("case", "")) for entry in entries} for name, entries in listed.items()}
     if cases["training"] | cases["validation"] != used or cases["test"] != set(splits["test"]):
         what = "its lists training, validation and test are not those of splits.json"
         yield Problem("dataset.json", what, _AGAIN, "split")
@@ -101,7 +108,12 @@ def check_slice_stores(folder: DatasetFolder, splits: Mapping[str, Any]) -> Iter
             fold, stored = stored_source_hash(path)
         except DatasetError as error:
             kind = "a patient in two groups" if isinstance(error, LeakageError) else "not a complete slice store"
-            yield Problem(path.name, f"{kind} ({str(error).removeprefix(f'{path}: ')})", again, "slices")
+            yield Problem(
+                path.name,
+                f"{kind} ({str(error).removeprefix(f'{path}: ').replace(str(path), path.name)})",
+                again,
+                "slices",
+            )
             continue
         if fold >= len(splits["folds"]) or source_hash(folder.cases, splits, fold) != stored:
             what = f"older than the images or the split (fold {fold}) that it was made from"

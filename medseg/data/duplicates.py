@@ -6,7 +6,6 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform, gaussian_filter
-from scipy.stats import rankdata
 
 from medseg.data.shrink import shrink
 from medseg.io.threads import in_order
@@ -40,7 +39,9 @@ def signature(voxels: NDArray[np.float32], affine: NDArray[np.float64]) -> NDArr
     n_axes = sum(n > 1 for n in voxels.shape)
     size = _SIZE.get(n_axes, _SIZE[2])
     small = shrink(voxels, [1 if n == 1 else size for n in voxels.shape]).squeeze()
-    ranks = rankdata(small).reshape(small.shape).astype(np.float32)
+    # Mean ranks of equal values: scipy's rankdata takes five times as long, and is most of what a small case costs.
+    _, place, count = np.unique(small, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(count) - (count - 1) / 2).astype(np.float32)[place].reshape(small.shape)
     fine = ranks - gaussian_filter(ranks, _SMOOTH, mode="nearest")
     fine -= fine.mean()
     return fine / max(float(np.linalg.norm(fine)), 1e-6)

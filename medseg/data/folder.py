@@ -312,17 +312,19 @@ def write_case(
         root: the dataset.
         case: name of the case.
         image: [channel, x, y, z], float32, with its affine (RAS mm).
-        label: of a segmentation, [1, x, y, z], values of ``labels``; it lies on the image's grid, and gets the image's
-            affine. Without ``labels`` the case is one of a classification, which has none.
+        label: of a segmentation, [1, x, y, z], values of ``labels``, on the image's grid. Without ``labels`` the case
+            is one of a classification, which has none.
         labels: value by name.
 
     Returns:
         the row of cases.csv as text, without ``patient`` and ``stratum``.
 
     Raises:
-        DatasetError: a value that is no number in the image, or a value that ``labels`` does not name.
+        DatasetError: a value that is no number in the image, a label on another grid, or a value that ``labels`` does
+            not name.
     """
     from medseg.io import write_nifti
+    from medseg.transforms.same_grid import SAME_GRID, voxels_apart
 
     affine = np.asarray(image.affine, dtype=np.float64)
     pixels = np.asarray(image, dtype=np.float32)
@@ -342,6 +344,11 @@ def write_case(
             raise DatasetError(f"{case}: no label, one expected")
         mask = np.asarray(label)[0]
         columns |= _measure(case, mask, pixels.shape[1:], abs(np.linalg.det(affine[:3, :3])) / 1000, labels)
+        if (apart := voxels_apart(image, label)) > SAME_GRID:
+            raise DatasetError(
+                f"{case}: the label lies up to {apart:.3g} voxels away from the image, one grid (affine) expected; "
+                "resample it with nearest neighbor first"
+            )
         mask = mask.astype(np.uint8)
     (Path(root) / "imagesTr").mkdir(parents=True, exist_ok=True)
     for channel, name in zip(pixels, image_names(case, len(pixels)), strict=True):

@@ -1,6 +1,5 @@
 """Whether the voxels of a case can be what its channels' names say: Hounsfield units, SUV, labels inside the body."""
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,26 +13,6 @@ AIR = (-1100.0, -900.0)
 OUTSIDE = 0.2
 
 _SAMPLE = 2_000_000  # voxels that suffice for a histogram
-
-
-def has_word(channel: str, *words: str) -> bool:
-    """Whether a channel's name has one of some words.
-
-    Example:
-        >>> has_word("low-dose CT", "CT"), has_word("perfect", "CT")
-        (True, False)
-    """
-    return not set(re.split(r"[^A-Z0-9]+", channel.upper())).isdisjoint(words)
-
-
-def is_ct(channel: str) -> bool:
-    """Whether a channel's name says that it is CT."""
-    return has_word(channel, "CT") and not is_pet(channel)
-
-
-def is_pet(channel: str) -> bool:
-    """Whether a channel's name says that it is PET."""
-    return has_word(channel, "PET", "PT", "SUV", "SUVBW")
 
 
 def implausible_hu(voxels: NDArray[np.float32]) -> Iterator[str]:
@@ -55,6 +34,9 @@ def implausible_hu(voxels: NDArray[np.float32]) -> Iterator[str]:
     """
     values = _sample(voxels)
     low, high = float(voxels.min()), float(voxels.max())
+    above = values[values > low]
+    if low < -500 and len(above) and len(above) < 0.99 * len(values) and above.min() >= low + 400:
+        values = above  # the rest is padding around what the scanner saw: it has no noise
     wrapped = float(np.mean(values > 30000))
     if wrapped > 1e-3:
         yield f"{wrapped:.1%} of the values are above 30000: were signed numbers read as unsigned?"
@@ -71,6 +53,9 @@ def implausible_hu(voxels: NDArray[np.float32]) -> Iterator[str]:
         return
     if low >= 0 and max(low, high - low) > 500:
         yield f"no value is below 0, the most frequent one is {_mode(values):.0f}: which offset was added?"
+        return
+    if np.mean(values > -1500) < 0.03:
+        yield f"{np.mean(values <= -1500):.0%} of the values are below -1500, air has -1000: which offset was taken?"
         return
     dense = values[values > -400]  # of lung alone there is as little of it, but lung is denser than air
     usual = _mode(values[values > -1500])

@@ -40,6 +40,7 @@ from medseg.data.folder import DatasetFolder
 from medseg.errors import ConfigError, DatasetError, LeakageError
 from medseg.io import atomic_path, read_image
 from medseg.io.threads import in_order
+from medseg.transforms.same_grid import SAME_GRID, voxels_apart
 
 PARTS = ("train", "val", "test")
 #: What is kept of a part unless the caller says otherwise: empty slices teach little but count in an evaluation.
@@ -87,8 +88,8 @@ def write_slices(
 
     Raises:
         DatasetError: no labels, slices of several sizes and no ``size``, a ``size`` that cuts foreground off, a label
-            value that ``dataset.json`` does not name, cases sliced along different anatomical axes, no slice left in
-            the train part.
+            on another grid than its image or with a value that ``dataset.json`` does not name, cases sliced along
+            different anatomical axes, no slice left in the train part.
         LeakageError: a patient stands in two parts of ``splits.json``.
         ReadError: a file cannot be read.
     """
@@ -187,6 +188,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
     Attributes:
         channel_names: names of the image channels.
         labels: value of each label by name, background included.
+        fold: which fold of ``splits.json`` the slices are of.
         cases: a table with a row per case (case, patient, spacing, shape, axcodes), also of those with no slice kept.
 
     Raises:
@@ -216,6 +218,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
                 raise DatasetError(f"{self.path}: no group {group!r}; there are {', '.join(file)}")
             self.channel_names: list[str] = json.loads(file.attrs["channel_names"])
             self.labels: dict[str, int] = json.loads(file.attrs["labels"])
+            self.fold = int(json.loads(file.attrs["settings"])["fold"])
             patients = json.loads(file.attrs["patients"])
             cases = json.loads(file[group].attrs["cases"])
             self._case_id = file[group]["case_id"][:]
@@ -348,6 +351,11 @@ def _read_case(
         raise DatasetError(
             f"case {name}: {len(image)} channel(s) of {_by(image.shape[1:])} and a label of {_by(label.shape[1:])}, "
             f"{len(channels)} channel(s) of one shape expected; run `data_prep check`"
+        )
+    if (apart := voxels_apart(image, label)) > SAME_GRID:
+        raise DatasetError(
+            f"case {name}: the label lies up to {apart:.3g} voxels away from the image, one grid (affine) expected; "
+            "run `data_prep check`"
         )
     affine = np.asarray(image.affine, dtype=np.float64)
     order = [other for other in range(3) if other != axis] + [axis]

@@ -54,8 +54,8 @@ def make_splits(
         only one when ``folds`` is not given.
 
     Raises:
-        DatasetError: too few patients, a column that is not there, a patient of two strata, a case listed twice,
-            shares that do not add up, a part of another name.
+        DatasetError: too few patients, a column that is not there, a patient of two strata or without a name, a case
+            listed twice, shares that do not add up, a part of another name.
         LeakageError: the column has a patient in two parts.
 
     Example:
@@ -148,7 +148,7 @@ def find_split_errors(
         ['splits.json: the val part of fold 0 is empty; run `data_prep split` again',
          'splits.json: case b is in no part of fold 0; run `data_prep split` again']
     """
-    patient_of = dict(zip(cases["case"].astype(str), cases["patient"].astype(str), strict=True))
+    patient_of = dict(zip(cases["case"].astype(str), cases["patient"].astype(str).str.strip(), strict=True))
     try:
         folds = _parts_per_fold(splits, name)
     except DatasetError as error:
@@ -286,7 +286,10 @@ def _strata(cases: pd.DataFrame, column: str | None) -> dict[str, list[str]]:
     twice = cases["case"][cases["case"].duplicated()]
     if len(twice):
         raise DatasetError(f"cases: case {twice.iloc[0]} is listed twice; a case has one row")
-    patients = cases["patient"].astype(str)
+    patients = _values(cases, "patient", "with patients")
+    for case, patient in zip(cases["case"], patients, strict=True):
+        if not patient or patient != patient.strip():  # one patient by two names would be in two parts
+            raise DatasetError(f"cases: case {case} has the patient {patient!r}; a name, no space around it, expected")
     stratum_of: dict[str, str] = {}
     for patient, stratum in zip(patients, _stratum_values(cases, column) if column else [""] * len(cases), strict=True):
         if stratum_of.setdefault(patient, stratum) != stratum:

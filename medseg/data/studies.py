@@ -11,6 +11,9 @@ from typing import Any
 from medseg.errors import ConfigError, ReadError
 from medseg.io import find_series, match_series
 
+#: Characters of a case's name, so that what is made of it has a name of less than 256 with any suffix.
+_LONGEST = 150
+
 
 def study_datalist(root: str | os.PathLike[str], modalities: Mapping[str, str]) -> list[dict[str, Any]]:
     """Find the DICOM studies below a folder that have an image of every modality.
@@ -52,12 +55,13 @@ def image_datalist(root: str | os.PathLike[str], pattern: str = "*.nii.gz") -> l
     Args:
         root: the folder.
         pattern: which names in it are images, such as ``*.nii.gz``, or ``**/*.mha`` for those of folders in it as well.
-            Names that start with a dot are left out.
+            Names that start with a dot are left out, and folders with such a name.
 
     Returns:
         an entry per image, sorted, with its path under ``image``, and under ``case`` a name for what is made of it: the
         path below `root` without suffix, in letters, digits, dots, dashes and underscores; where two images would have
-        the same name, followed by the first digits of their path's SHA-256.
+        the same name, and where it would be too long for a file's, it is followed by the first digits of the path's
+        SHA-256.
 
     Raises:
         ReadError: there is no such folder, or nothing in it fits `pattern`.
@@ -76,16 +80,17 @@ def image_datalist(root: str | os.PathLike[str], pattern: str = "*.nii.gz") -> l
         raise ReadError(f"{root}: no such folder, expected one with images; name it with --dataset_dir")
     if not pattern or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
         raise ConfigError(f"pattern: found {pattern!r}, expected one of names in a folder, such as *.nii.gz")
-    files = sorted(path for path in root.glob(pattern) if not path.name.startswith("."))
+    found = [path.relative_to(root) for path in root.glob(pattern)]
+    files = sorted(path for path in found if not any(part.startswith(".") for part in path.parts))
     if not files:
         raise ReadError(f"{root}: found no {pattern} in it, expected images; name their folder, or another --pattern")
-    cases = [_case_name(path.relative_to(root)) for path in files]
+    cases = [_case_name(path) for path in files]
     often = Counter(case.lower() for case in cases)  # some file systems take a and A for the same
     entries = []
     for path, case in zip(files, cases, strict=True):
-        if often[case.lower()] > 1:
-            case += "_" + hashlib.sha256(path.relative_to(root).as_posix().encode()).hexdigest()[:12]
-        entries.append({"image": str(path), "case": case})
+        if often[case.lower()] > 1 or len(case) > _LONGEST:
+            case = f"{case[:_LONGEST]}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
+        entries.append({"image": str(root / path), "case": case})
     return entries
 
 

@@ -6,6 +6,8 @@ from .checkpoint import save_checkpoint as save_checkpoint
 from .evaluator import segmentation_evaluator as segmentation_evaluator
 from .inferers import AutocastInferer as AutocastInferer
 from .inferers import has_fast_bfloat16 as has_fast_bfloat16
+from .key_metrics import MeanScore as MeanScore
+from .key_metrics import PooledScore as PooledScore
 from .learning_rate_range import LearningRateRange as LearningRateRange
 from .learning_rate_range import learning_rate_range as learning_rate_range
 from .logs import ImageLog as ImageLog
@@ -17,9 +19,7 @@ from .overrides import check_config_overrides as check_config_overrides
 from .overrides import check_overrides as check_overrides
 from .overrides import running_workflow as running_workflow
 from .overrides import show_error as show_error
-from .pooled_score import PooledScore as PooledScore
 from .schedules import time_decay as time_decay
-from .scores import MeanScore as MeanScore
 from .scores import Scores as Scores
 from .threshold import ChooseThreshold as ChooseThreshold
 from .threshold import read_threshold as read_threshold

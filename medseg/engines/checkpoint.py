@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -9,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from ignite.engine import Engine, Events
+from monai.bundle import ReferenceResolver
 from monai.networks.utils import get_state_dict
 
 from medseg.data import check_statistics
+from medseg.engines.overrides import running_workflow
 from medseg.errors import CheckpointError, ConfigError
 from medseg.inference import Ensemble
 from medseg.io.atomic import atomic_path
@@ -65,6 +69,9 @@ def load_ensemble(
 ) -> torch.nn.Module:
     """Return the network with a checkpoint's weights, or, for a list of checkpoints, an ensemble of them.
 
+    In a bundle, images must come as they came in the training: each number and list that the bundle's `preprocessing`
+    depends on (windows, channels) is compared with the `config.yaml` beside the checkpoint, where there is one.
+
     Args:
         checkpoint: a file, or a list of files of the same architecture: other runs, folds, snapshots in time.
         network: it takes the weights; of a list, a copy of it for each file, on the same device.
@@ -74,10 +81,12 @@ def load_ensemble(
 
     Raises:
         CheckpointError: see :func:`load_checkpoint`.
-        ConfigError: for an empty list, a file that is in it twice, and as :class:`medseg.inference.Ensemble` does.
+        ConfigError: for an empty list, a file that is in it twice, and as :class:`medseg.inference.Ensemble` does; or
+            for images that come otherwise than in the training.
     """
     if isinstance(checkpoint, str | Path):
         load_checkpoint(checkpoint, network)
+        _check_inputs(Path(checkpoint))
         return network
     files = [Path(file).resolve() for file in checkpoint]
     if len(set(files)) != len(files):
@@ -86,7 +95,34 @@ def load_ensemble(
     for file in checkpoint:
         networks.append(deepcopy(network))
         load_checkpoint(file, networks[-1])
+        _check_inputs(Path(file))
     return Ensemble(networks, activation, mode, weights)
+
+
+def _check_inputs(checkpoint: Path) -> None:
+    """Refuse to show a network images that are prepared with other numbers than those it was trained on."""
+    workflow, record = running_workflow(), checkpoint.parent / "config.yaml"
+    if workflow is None or not record.is_file():
+        return
+    trained = yaml.safe_load(record.read_text())
+    rest, done = ["preprocessing"], set()
+    while rest:
+        name = rest.pop()
+        done.add(name)
+        value = workflow.parser.get(name)
+        words = [word for word in _leaves(value) if isinstance(word, str)]
+        plain = name in trained and not any(isinstance(leaf, str) for leaf in _leaves([value, trained[name]]))
+        if plain and value != trained[name]:
+            raise ConfigError(
+                f"{name}: found {value}, but {checkpoint} was trained with {trained[name]}, as {record} says; "
+                f"give it the same --{name}"
+            )
+        rest += [other for word in words for other in ReferenceResolver.match_refs_pattern(word) if other not in done]
+
+
+def _leaves(config: Any) -> list[Any]:
+    parts = config.values() if isinstance(config, dict) else config if isinstance(config, list) else None
+    return [config] if parts is None else [leaf for part in parts for leaf in _leaves(part)]
 
 
 def load_statistics(
@@ -132,6 +168,12 @@ def _read(path: Path) -> Any:
         ) from error
 
 
+def key_score(validator: Engine) -> float:
+    """Return the validator's key metric; one without a value (NaN) is worse than any that has one."""
+    score = float(validator.state.metrics[validator.state.key_metric_name])
+    return -math.inf if math.isnan(score) else score
+
+
 class Checkpoints:
     """Keep `model_last.pt` and, by the validator's key metric, `model_best.pt` in the run folder.
 
@@ -159,10 +201,12 @@ class Checkpoints:
         snapshots: Sequence[int] | str = (),
         **values: Any,
     ) -> None:
-        if isinstance(snapshots, str) and (snapshots != "restarts" or not hasattr(parts.get("lr_scheduler"), "T_cur")):
+        if isinstance(snapshots, str | int) and not (
+            snapshots == "restarts" and hasattr(parts.get("lr_scheduler"), "T_cur")
+        ):
             raise ConfigError(
-                f"snapshots: found {snapshots!r} with {type(parts.get('lr_scheduler')).__name__}, expected iterations, "
-                "or 'restarts' with torch's CosineAnnealingWarmRestarts as lr_scheduler"
+                f"snapshots: found {snapshots!r} with {type(parts.get('lr_scheduler')).__name__}, expected a list of "
+                "iterations, or 'restarts' with torch's CosineAnnealingWarmRestarts as lr_scheduler"
             )
         self.run_dir, self.trainer, self.parts, self.values = Path(run_dir), trainer, parts, values
         self.snapshots = snapshots
@@ -196,7 +240,7 @@ class Checkpoints:
 
     def validated(self, validator: Engine) -> None:
         """Keep the state as the last, and as the best where the key metric rose."""
-        score = float(validator.state.metrics[validator.state.key_metric_name])
+        score = key_score(validator)
         if self.best is None or score > self.best:
             self.best = score
             self.save("model_best.pt", score=score)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,7 +109,8 @@ def learning_rate_range(
 
     The iterations are those of :func:`medseg.engines.segmentation_trainer`: same inferer, same precision, a new epoch
     of a seeded loader where one is over. The test ends early where the loss is no finite number, or 1.5 times
-    what it was at first. Network and optimizer are left as the test made them: they are of no use afterwards.
+    what it was at first. Afterwards network, optimizer and torch's random numbers are as they were; a copy of the
+    weights is kept meanwhile.
 
     MONAI's `LearningRateFinder` calls the network without its inferer and in float32 (its `amp` needs NVIDIA's apex),
     repeats the first epoch of a seeded loader, goes on where the loss is NaN, and smooths with past losses only, which
@@ -128,7 +130,7 @@ def learning_rate_range(
         iterations: how many, at least 50.
 
     Raises:
-        ConfigError: for rates that do not rise, too few iterations, or an optimizer whose rate is 0.
+        ConfigError: for rates that do not rise, too few iterations, an optimizer whose rate is 0, or no data.
         TrainingError: if the loss breaks out before there is anything to see.
 
     Source:
@@ -172,14 +174,22 @@ def learning_rate_range(
 
     progress = TerminalProgress(trainer, iterations)
     progress.attach(None)
+    weights, state = deepcopy(network.state_dict()), deepcopy(optimizer.state_dict())
+    modes = [(layer, layer.training) for layer in network.modules()]
     try:
-        trainer.run()
+        with torch.random.fork_rng([device] if torch.device(device).type == "cuda" else []):
+            trainer.run()
     finally:
         progress.close()
+        network.load_state_dict(weights)
+        optimizer.load_state_dict(state)
+        optimizer.zero_grad()
+        for layer, mode in modes:
+            layer.training = mode
     if len(losses) < _FEWEST_ITERATIONS:
         raise TrainingError(
             f"iteration {trainer.state.iteration}: the loss broke out at the learning rate "
             f"{rates[trainer.state.iteration - 1]:.1e}, before there was anything to see; "
-            f"begin at a rate below {start}, or look for NaN in the images with data_prep check"
+            f"begin at a rate below {start}, take more iterations, or look for NaN in the images with data_prep check"
         )
     return find_rates(rates[: len(losses)], np.array(losses), diverged)

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.engines import IterationEvents
 from monai.utils import CommonKeys
 
+from medseg.errors import DatasetError
 from medseg.io import write_nifti
 
 
@@ -17,23 +19,36 @@ class SaveMasks:
 
     Args:
         output_dir: the folder, made where it is absent. A file of the same name is replaced, whole.
+
+    Raises:
+        DatasetError: while it runs, where the network's answer is NaN, which a threshold would make background of.
     """
 
     def __init__(self, output_dir: Path | str) -> None:
         self.output_dir = Path(output_dir)
 
     def attach(self, evaluator: Engine) -> None:
-        """Write after each batch."""
+        """Look at each answer of the network, and write after each batch."""
+        evaluator.add_event_handler(IterationEvents.FORWARD_COMPLETED, self.check)
         evaluator.add_event_handler(Events.ITERATION_COMPLETED, self.save)
+
+    def check(self, evaluator: Engine) -> None:
+        """Refuse an answer that is none."""
+        for case, logits in zip(evaluator.state.batch["case"], evaluator.state.output[CommonKeys.PRED], strict=True):
+            unknown = int(torch.as_tensor(logits).isnan().sum())
+            if unknown:
+                raise DatasetError(
+                    f"case {case}: the network answers {unknown:,} of {logits.numel():,} times with NaN, so no mask is "
+                    "written; look for NaN or infinity in its image"
+                )
 
     def save(self, evaluator: Engine) -> None:
         """Write the masks of one batch, and say where they are and how large."""
         self.output_dir.mkdir(parents=True, exist_ok=True)
         for item, output in zip(evaluator.state.batch, evaluator.state.output, strict=True):
             mask = output[CommonKeys.PRED]
-            array = np.asarray(torch.as_tensor(mask).detach().cpu()).round().astype(np.uint8)
-            affine = np.asarray(mask.affine, dtype=np.float64)
             path = self.output_dir / f"{item['case']}.nii.gz"
-            write_nifti((array, affine), path, dtype=np.uint8)
-            milliliters = np.count_nonzero(array) * abs(np.linalg.det(affine[:3, :3])) / 1000
+            write_nifti(mask, path, dtype=np.uint8)
+            voxel = abs(np.linalg.det(np.asarray(mask.affine)[:3, :3]))
+            milliliters = int(mask.round().count_nonzero()) * voxel / 1000
             print(f"{path}: {milliliters:.1f} ml")

@@ -8,6 +8,7 @@ unknown. :func:`check_overrides` stands in a bundle's `initialize` and finds the
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -90,7 +91,7 @@ def check_config_overrides(config_file: str | Sequence[str], overrides: Mapping[
     known = _keys(parser.get())
     for key in overrides:
         name = str(key).replace("::", _SEPARATOR)
-        if name in known or any(isinstance(v, str) and f"@{name}" in v for v in overrides.values()):
+        if name in known or any(re.search(rf"@{re.escape(name)}(?!\w)", str(v)) for v in overrides.values()):
             continue
         parent, _, leaf = name.rpartition(_SEPARATOR)
         if parent in known and isinstance(component := parser[parent], Mapping) and _takes(component, leaf):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -18,7 +20,7 @@ def time_decay(optimizer: torch.optim.Optimizer, decay: float) -> LambdaLR:
         decay: at least 0; after 1 / decay iterations half of the rate is left.
 
     Raises:
-        ConfigError: for a negative decay.
+        ConfigError: for a decay that is negative or no finite number.
 
     Example:
         >>> optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=0.001)
@@ -28,6 +30,6 @@ def time_decay(optimizer: torch.optim.Optimizer, decay: float) -> LambdaLR:
         >>> f"{schedule.get_last_lr()[0]:.4f}"
         '0.0001'
     """
-    if decay < 0:
-        raise ConfigError(f"decay: found {decay}, expected at least 0")
+    if not 0 <= decay < math.inf:
+        raise ConfigError(f"decay: found {decay}, expected a finite number, at least 0")
     return LambdaLR(optimizer, lambda iteration: 1 / (1 + decay * iteration))

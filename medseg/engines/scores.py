@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ import pandas as pd
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
-from monai.handlers import IgniteMetricHandler, from_engine
-from monai.metrics import CumulativeIterationMetric
 from monai.utils import CommonKeys
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import aff2axcodes
@@ -26,61 +23,26 @@ from medseg.io.atomic import atomic_path
 PICTURES = 12
 
 
-class _SampleScore(CumulativeIterationMetric):
-    """A score of every sample and class, kept until the end of the epoch."""
-
-    def __init__(self, score: Callable[[metrics.Counts], Any], include_background: bool) -> None:
-        super().__init__()
-        self.score, self.include_background = score, include_background
-
-    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
-        if not self.include_background:
-            y_pred, y = y_pred[:, 1:], None if y is None else y[:, 1:]
-        return torch.as_tensor(self.score(metrics.confusion_counts(y_pred, y)))
-
-    def aggregate(self) -> torch.Tensor:
-        return torch.as_tensor(self.get_buffer()).nanmean()
-
-
-class MeanScore(IgniteMetricHandler):
-    """The mean of a score over samples and classes, as an Ignite metric for the validator's `key_val_metric`.
-
-    Empty masks count by the convention of :mod:`medseg.metrics`; where a score has no value it is left out of the mean.
-    In a distributed run the samples of all processes count.
-
-    Args:
-        score: a function of counts in :mod:`medseg.metrics`: `dice`, `f_beta`, `sensitivity`, `specificity` or `ppv`.
-        include_background: False where channel 0 of prediction and truth is the background (one-hot of a softmax).
-        options: further arguments of the score, such as `beta` for `f_beta`.
-
-    Raises:
-        ConfigError: if there is no such score.
-    """
-
-    def __init__(self, score: str = "dice", include_background: bool = True, **options: float) -> None:
-        names = ("dice", "f_beta", "sensitivity", "specificity", "ppv")
-        if score not in names:
-            raise ConfigError(f"score: found {score!r}, expected one of {', '.join(names)}")
-        super().__init__(
-            metric_fn=_SampleScore(partial(getattr(metrics, score), **options), include_background),
-            output_transform=from_engine([CommonKeys.PRED, CommonKeys.LABEL]),
-            save_details=False,
-        )
-
-
 def _label_map(mask: torch.Tensor, values: Sequence[int]) -> np.ndarray:
     """Return the label map (spatial...) of a label map with a channel, of a one-hot, or of a channel per foreground."""
     array = np.asarray(torch.as_tensor(mask).detach().cpu())
-    if len(array) == 1 + len(values) and len(values) > 0 and len(array) > 1:
-        return np.asarray([0, *values], np.uint8)[array.argmax(0)]
-    if len(array) == len(values) and (len(values) > 1 or values[0] == 1):
-        result = np.zeros(array.shape[1:], np.uint8)
-        for channel, value in zip(array, values, strict=True):
-            result[channel > 0.5] = value
+    with np.errstate(invalid="ignore"):
+        whole = array.astype(np.uint8)
+    if not np.array_equal(whole, array):
+        raise ConfigError(
+            f"a mask holds values from {array.min():.6g} to {array.max():.6g} that are no labels; "
+            "expected whole numbers to 255, so end the postprocessing with AsDiscreted"
+        )
+    if len(whole) == 1:
+        return whole[0]
+    if len(whole) == 1 + len(values):
+        return np.asarray([0, *values], np.uint8)[whole.argmax(0)]
+    if len(whole) == len(values):
+        result = np.zeros(whole.shape[1:], np.uint8)
+        for channel, value in zip(whole, values, strict=True):
+            result[channel > 0] = value
         return result
-    if len(array) == 1:
-        return array[0].astype(np.uint8)
-    raise ConfigError(f"a mask has {len(array)} channels, expected 1, {len(values)} or {1 + len(values)}")
+    raise ConfigError(f"a mask has {len(whole)} channels, expected 1, {len(values)} or {1 + len(values)}")
 
 
 class Scores:
@@ -101,7 +63,8 @@ class Scores:
             tells the spacing alone, also where the network sees slices.
 
     Raises:
-        DatasetError: when a case lacks a slice, because the scores of a volume need every one.
+        DatasetError: when a case lacks a slice, because the scores of a volume need every one, or comes twice.
+        ConfigError: when a mask holds anything but labels, or there is no label to score.
     """
 
     def __init__(
@@ -115,6 +78,9 @@ class Scores:
         self.run_dir, self.split, self.channel_names = Path(run_dir), split, list(channel_names)
         self.clean = clean
         self.labels = {name: int(value) for name, value in labels.items() if int(value) > 0}
+        if not self.labels or max(self.labels.values()) > 255:
+            raise ConfigError(f"labels: {dict(labels)} given, values to 255 expected, one of them other than 0")
+        self.scored: set[str] = set()
         self.rows: list[dict[str, Any]] = []
         self.open: dict[str, Any] | None = None
 
@@ -125,7 +91,7 @@ class Scores:
 
     def collect(self, evaluator: Engine) -> None:
         """Take the samples of one batch."""
-        values = list(self.labels.values())
+        values = sorted(self.labels.values())  # as the channels are
         for item, output in zip(evaluator.state.batch, evaluator.state.output, strict=True):
             image = np.asarray(torch.as_tensor(output[CommonKeys.IMAGE]).detach().float().cpu())
             truth = _label_map(output[CommonKeys.LABEL], values)
@@ -139,6 +105,12 @@ class Scores:
                 index = 0
             if self.open is None or self.open["case"] != item["case"]:
                 self.close()
+                if item["case"] in self.scored:
+                    raise DatasetError(
+                        f"case {item['case']} comes again after another; expected each once, its slices one after "
+                        "another, so do not shuffle them"
+                    )
+                self.scored.add(item["case"])
                 self.open = {"case": item["case"], "patient": item["patient"], "parts": []}
                 self.open |= {"spacing": spacing, "axcodes": axcodes}
             self.open["parts"].append((index, image, truth, pred))
@@ -148,11 +120,11 @@ class Scores:
         if self.open is None:
             return
         case, parts = self.open, sorted(self.open["parts"], key=lambda part: part[0])
-        first, indices = parts[0][0], [part[0] for part in parts]
-        if indices != list(range(first, first + len(parts))):
+        indices = [part[0] for part in parts]
+        if indices != list(range(len(parts))):
             raise DatasetError(
-                f"case {case['case']}: {len(parts)} slices between {first} and {indices[-1]}, expected all, because "
-                "volumes are scored; write the slices again with --keep all for this split"
+                f"case {case['case']}: {len(parts)} slices between {indices[0]} and {indices[-1]}, expected all, "
+                "because volumes are scored; write the slices again with --keep all for this split"
             )
         image, truth, pred = (np.concatenate([part[i] for part in parts], axis=-1) for i in (1, 2, 3))
         if self.clean is not None:
@@ -160,16 +132,17 @@ class Scores:
             pred = np.asarray(self.clean({CommonKeys.PRED: mask})[CommonKeys.PRED].cpu())[0].astype(np.uint8)
         common = {"split": self.split, "case": case["case"], "patient": case["patient"]}
         for row in metrics.slice_scores(pred, truth, self.labels):
-            self.rows.append(common | {"level": "slice"} | row | {"slice": row["slice"] + first})
+            self.rows.append(common | {"level": "slice"} | row)
         for row in metrics.case_scores(pred, truth, case["spacing"], self.labels):
             self.rows.append(common | {"level": "case"} | row)
-        self.picture(image, truth, pred, first)
+        self.picture(image, truth, pred)
         self.open = None
 
-    def picture(self, image: np.ndarray, truth: np.ndarray, pred: np.ndarray, first: int) -> None:
+    def picture(self, image: np.ndarray, truth: np.ndarray, pred: np.ndarray) -> None:
         """Keep twelve slices of the open case."""
         assert self.open is not None
         marked = np.flatnonzero(((truth > 0) | (pred > 0)).any(axis=(0, 1)))
+        half = np.abs(image).max() <= np.finfo(np.float16).max
         low, high = (marked[0], marked[-1]) if len(marked) else (0, truth.shape[-1] - 1)
         shown = np.unique(np.linspace(low, high, PICTURES).round().astype(int))
         names = self.channel_names if len(self.channel_names) == len(image) else [f"{i}" for i in range(len(image))]
@@ -178,10 +151,10 @@ class Scores:
         with atomic_path(folder / f"{self.open['case']}.npz") as temporary, temporary.open("wb") as file:
             np.savez_compressed(
                 file,
-                image=np.moveaxis(image[..., shown], -1, 1).astype(np.float16),
+                image=np.moveaxis(image[..., shown], -1, 1).astype(np.float16 if half else np.float32),
                 label=np.moveaxis(truth[..., shown], -1, 0),
                 pred=np.moveaxis(pred[..., shown], -1, 0),
-                slices=shown + first,
+                slices=shown,
                 spacing=np.asarray(self.open["spacing"][:2]),
                 axcodes=np.asarray(list(self.open["axcodes"]), dtype=str),
                 channel_names=np.asarray(names, dtype=str),
@@ -193,6 +166,8 @@ class Scores:
         """Write scores.csv, and say where it is and what the cases scored."""
         self.close()
         path = self.run_dir / "scores.csv"
+        if not self.rows:
+            raise DatasetError(f"{self.split}: no case to score; expected at least one in this part of the split")
         table = pd.DataFrame(self.rows)
         cases = table[table["level"] == "case"]
         for label, scored in cases.groupby("label", sort=False):
@@ -202,8 +177,9 @@ class Scores:
         table = table[first + [c for c in table.columns if c not in first]]
         table["slice"] = table["slice"].astype("Int64")
         if path.is_file():
-            old = pd.read_csv(path, dtype={"case": str, "patient": str}).astype({"slice": "Int64"})
+            words = {"split": str, "case": str, "patient": str, "label": str}  # a patient may be called NA
+            old = pd.read_csv(path, dtype=words, keep_default_na=False, na_values=[""]).astype({"slice": "Int64"})
             table = pd.concat([old[old["split"] != self.split], table])
         with atomic_path(path) as temporary:
             table.to_csv(temporary, index=False)
-        self.rows = []
+        self.rows, self.scored = [], set()

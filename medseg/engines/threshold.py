@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ignite.engine import Engine, Events
+from monai.transforms import Transform
 from monai.utils import CommonKeys
 from numpy.typing import NDArray
 
@@ -43,11 +45,12 @@ class ChooseThreshold:
         split: the split that is evaluated; it must be `val`.
         fold: the fold of the dataset.
         beta: the score is F-beta; 1 is Dice.
-        prediction: whatever else the probabilities depend on, such as flips, by name; it must be JSON, and is
-            compared by :func:`read_threshold`.
+        prediction: whatever else the probabilities depend on, by name: numbers, words, transforms (with all their
+            arguments), and lists and dictionaries of these. It is compared by :func:`read_threshold`.
 
     Raises:
-        ConfigError: for a split that is not `val`; while it runs, for what is no probability of a label.
+        ConfigError: for a split that is not `val`, and for what cannot be compared, such as a function; while it runs,
+            for what is no probability of a label.
         CheckpointError: for a checkpoint that is absent.
         DatasetError: while it runs, for a case that is not of the validation set, and for cases without any truth.
     """
@@ -186,7 +189,27 @@ def _prediction(checkpoint: Path | str | Sequence[Path | str], more: dict[str, A
             raise CheckpointError(f"{file}: no such file, expected a checkpoint; name one with --checkpoint FILE")
         with Path(file).open("rb") as opened:
             hashes.append(hashlib.file_digest(opened, "sha256").hexdigest())
-    return json.loads(json.dumps({"checkpoint": hashes, **more}))
+    return {"checkpoint": hashes, **{name: _plain(name, value) for name, value in more.items()}}
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Return a value as JSON has it; of a transform, its class and all that it holds."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, type | torch.dtype | np.dtype | torch.device | Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(name, part) for key, part in value.items()}
+    if isinstance(value, Sequence):
+        return [_plain(name, part) for part in value]
+    if isinstance(value, Transform):
+        return {"class": f"{type(value).__module__}.{type(value).__name__}", **_plain(name, vars(value))}
+    raise ConfigError(
+        f"{name}: found a {type(value).__name__}, which a later prediction cannot be compared with; expected numbers, "
+        "words, and transforms of these"
+    )
 
 
 def _histogram(probabilities: NDArray[np.float32]) -> NDArray[np.int64]:

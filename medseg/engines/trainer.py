@@ -16,15 +16,26 @@ from monai.engines import Evaluator, SupervisedTrainer
 from monai.handlers import LrScheduleHandler, ValidationHandler
 from monai.inferers import Inferer, SimpleInferer
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import (
+    CosineAnnealingWarmRestarts,
+    CyclicLR,
+    LambdaLR,
+    LRScheduler,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+)
 from torch.utils.data import DataLoader
 
 from medseg.data import SeededLoader
-from medseg.engines.checkpoint import Checkpoints
+from medseg.engines.checkpoint import Checkpoints, key_score
 from medseg.engines.inferers import AutocastInferer, has_fast_bfloat16
 from medseg.engines.logs import ImageLog, MetricsLog, TerminalProgress, current_loss
 from medseg.errors import ConfigError, TrainingError
 from medseg.io import atomic_write_text
+
+#: They compute each rate from the first one and the count of iterations, whatever another schedule did to it.
+_ALONE = (CosineAnnealingWarmRestarts, CyclicLR, LambdaLR, OneCycleLR, SequentialLR)
 
 
 def segmentation_trainer(
@@ -42,6 +53,7 @@ def segmentation_trainer(
     early_stopping: int | None = None,
     ema_momentum: float | None = None,
     amp: bool = False,
+    accumulation_steps: int = 1,
     channel_names: Sequence[str] = (),
     statistics: Mapping[str, Any] | None = None,
     snapshots: Sequence[int] | str = (),
@@ -63,18 +75,20 @@ def segmentation_trainer(
         network: maps an image batch to logits.
         optimizer: over the network's parameters.
         loss_function: of logits and labels.
-        run_dir: the run folder; it must exist.
+        run_dir: the run folder; it must exist, and hold no training: one that was stopped cannot be taken up again.
         inferer: how the network is called; default: `monai.inferers.SimpleInferer`.
         validator: the evaluator run every `val_interval` iterations and after the last one.
         val_interval: iterations between validations; default: once an epoch.
         lr_scheduler: a torch scheduler, or several that multiply their factors. Each is stepped after every iteration;
-            but a `ReduceLROnPlateau` is stepped after every validation, with the validator's key metric.
+            but a `ReduceLROnPlateau` is stepped after every validation, with the validator's key metric. Schedules that
+            compute a rate from the first one (restarts, one cycle, cyclic, lambda, sequential) stand alone.
         early_stopping: stop after this many validations without a better key metric; default: never.
         ema_momentum: keep, validate and save an exponential moving average of the weights, which takes this share of
             the newest ones at each iteration (Polyak and Juditsky 1992), and more during the first 1 / ema_momentum
             iterations, so that the first weights are soon forgotten; default: none.
         amp: bfloat16 autocast on devices that compute it natively; elsewhere on CUDA, float16 with loss scaling;
             elsewhere float32.
+        accumulation_steps: batches whose gradients are added up before a step; default: a step for each.
         channel_names: names of the input channels, for TensorBoard.
         statistics: what the images are normalized with, as :func:`medseg.data.training_statistics` returned it; it is
             written to `statistics.json` and into every checkpoint, where :func:`medseg.engines.load_statistics` finds
@@ -88,15 +102,36 @@ def segmentation_trainer(
 
     Raises:
         ConfigError: if early stopping or a `ReduceLROnPlateau` has no validator to watch, or the latter waits for a
-            smaller metric; if the run folder is absent; if batches grow where gradients are accumulated or
-            `epoch_length` is given.
+            smaller metric; if of several schedules one would undo the others; if the run folder is absent or holds a
+            training; if there is nothing to train or to validate with; if batches grow where gradients are accumulated
+            or `epoch_length` is given; for numbers that cannot be.
         TrainingError: while it runs, when the loss is no longer a finite number.
     """
     if early_stopping is not None and validator is None:
         raise ConfigError("early_stopping: found no validator, expected one, because it watches the validator's metric")
+    for name, count in (("val_interval", val_interval), ("early_stopping", early_stopping), ("max_epochs", max_epochs)):
+        if count is not None and count < 1:
+            raise ConfigError(f"{name}: found {count}, expected at least 1")
+    if ema_momentum is not None and not 0 < ema_momentum < 1:
+        raise ConfigError(f"ema_momentum: found {ema_momentum}, expected a number between 0 and 1")
+    writes = not dist.is_initialized() or dist.get_rank() == 0
     if not Path(run_dir).is_dir():
         raise ConfigError(f"run_dir: {run_dir} is no folder; make one with medseg.experiments.new_run")
+    if writes and (Path(run_dir) / "metrics.csv").exists():
+        raise ConfigError(
+            f"run_dir: {run_dir} holds a training already, expected a new folder, because a training that was stopped "
+            "cannot be taken up again; make one with medseg.experiments.new_run"
+        )
+    if validator is not None:
+        _check_validator(validator)
     schedulers = list(lr_scheduler) if isinstance(lr_scheduler, Sequence) else [lr_scheduler] if lr_scheduler else []
+    if len(schedulers) > 1:
+        for scheduler in schedulers:
+            if isinstance(scheduler, _ALONE):
+                raise ConfigError(
+                    f"lr_scheduler: found {type(scheduler).__name__} beside another, which it would undo, because it "
+                    "computes each rate from the first one; put one after the other with SequentialLR"
+                )
     trainer = bare_trainer(
         device=device,
         max_epochs=max_epochs,
@@ -106,6 +141,7 @@ def segmentation_trainer(
         loss_function=loss_function,
         inferer=inferer,
         amp=amp,
+        accumulation_steps=accumulation_steps,
         postprocessing=postprocessing,
         key_train_metric=key_train_metric,
         train_handlers=list(train_handlers),
@@ -128,8 +164,22 @@ def segmentation_trainer(
     if dist.is_initialized() and validator is not None:
         # Each process has seen other batches, so each has other running statistics; rank 0's are saved.
         validator.add_event_handler(Events.STARTED, _take_buffers_of_rank_0, model)
-    writes = not dist.is_initialized() or dist.get_rank() == 0
     if writes:
+        parts = {"model": model, "optimizer": optimizer}
+        for number, scheduler in enumerate(schedulers):
+            parts["lr_scheduler" if len(schedulers) == 1 else f"lr_scheduler_{number}"] = scheduler
+        if ema_momentum is not None:
+            parts["trained_model"] = network
+        values = {} if statistics is None else {"statistics": dict(statistics)}
+        checkpoints = Checkpoints(run_dir, trainer, parts, snapshots, **values)
+        iterations = max_epochs * trainer.state.epoch_length
+        if _grows(train_data_loader):
+            iterations = train_data_loader.iterations(max_epochs)
+        if not isinstance(snapshots, str) and (never := set(snapshots) - set(range(1, iterations + 1))):
+            raise ConfigError(
+                f"snapshots: found {min(never)}, expected iterations from 1 to {iterations}, the last one"
+            )
+        # what can fail has been done: from here on there are files
         log = MetricsLog(run_dir, trainer, optimizer)
         log.attach(validator)
     for scheduler in schedulers:
@@ -137,20 +187,10 @@ def segmentation_trainer(
             # after the log has noted the rate of an iteration, and before a checkpoint of it is kept
             LrScheduleHandler(scheduler, print_lr=False, epoch_level=False).attach(trainer)
     if writes:
-        parts = {"model": model, "optimizer": optimizer}
-        for number, scheduler in enumerate(schedulers):
-            parts["lr_scheduler" if len(schedulers) == 1 else f"lr_scheduler_{number}"] = scheduler
-        if ema_momentum is not None:
-            parts["trained_model"] = network
-        values: dict[str, Any] = {}
         if statistics is not None:
-            values["statistics"] = dict(statistics)
-            atomic_write_text(Path(run_dir) / "statistics.json", json.dumps(values["statistics"], indent=1) + "\n")
-        iterations = max_epochs * trainer.state.epoch_length
-        if _grows(train_data_loader):
-            iterations = train_data_loader.iterations(max_epochs)
+            atomic_write_text(Path(run_dir) / "statistics.json", json.dumps(dict(statistics), indent=1) + "\n")
         progress = TerminalProgress(trainer, iterations)
-        for handler in (progress, Checkpoints(run_dir, trainer, parts, snapshots, **values)):
+        for handler in (progress, checkpoints):
             handler.attach(validator)
         if validator is not None:
             ImageLog(log, channel_names).attach(validator)
@@ -165,10 +205,7 @@ def segmentation_trainer(
     if validator is not None:
         ValidationHandler(val_interval or 1, validator, epoch_level=not val_interval).attach(trainer)
         if early_stopping is not None:
-            stop = EarlyStopping(
-                early_stopping, lambda engine: engine.state.metrics[engine.state.key_metric_name], trainer
-            )
-            validator.add_event_handler(Events.COMPLETED, stop)
+            validator.add_event_handler(Events.COMPLETED, EarlyStopping(early_stopping, key_score, trainer))
 
         @trainer.on(Events.EPOCH_COMPLETED)
         def validate_the_end(engine: Engine) -> None:
@@ -200,6 +237,7 @@ def bare_trainer(
         decollate=postprocessing is not None or key_train_metric is not None,
         **kwargs,
     )
+    shortest = trainer.state.epoch_length
     if _grows(train_data_loader):
         for name, plain in (("accumulation_steps", 1), ("epoch_length", None)):
             if kwargs.get(name, plain) != plain:
@@ -207,10 +245,11 @@ def bare_trainer(
                     f"{name}: found {kwargs[name]} with batches that grow; use one or the other, because MONAI takes "
                     "all epochs for equally long there"
                 )
-        longest = max(
+        lengths = [
             train_data_loader.iterations(n + 1) - train_data_loader.iterations(n)
             for n in range(len(train_data_loader.batch_sizes))
-        )
+        ]
+        longest, shortest = max(lengths), min(lengths)
 
         # Ignite ends an epoch after `epoch_length` iterations, and the training after `max_epochs` times as many.
         @trainer.on(Events.EPOCH_STARTED)
@@ -221,6 +260,8 @@ def bare_trainer(
         def do_not_end_early(engine: Engine) -> None:
             engine.state.epoch_length = longest
 
+    if shortest == 0:
+        raise ConfigError("train_data_loader: found an epoch without a batch, expected one; look at the training set")
     return trainer
 
 
@@ -228,22 +269,25 @@ def _grows(loader: DataLoader) -> bool:
     return isinstance(loader, SeededLoader) and len(set(loader.batch_sizes)) > 1
 
 
+def _check_validator(validator: Evaluator) -> None:
+    if validator.state.key_metric_name is None:
+        raise ConfigError("validator: found no key metric, expected one by which checkpoints are compared")
+    if validator.state.epoch_length == 0:
+        raise ConfigError("validator: found nothing to validate with, expected one batch at least")
+
+
 def _step_after_validations(scheduler: ReduceLROnPlateau, validator: Evaluator | None) -> None:
-    name = None if validator is None else validator.state.key_metric_name
-    if validator is None or name is None:
+    if validator is None:
         raise ConfigError(
-            "lr_scheduler: found a ReduceLROnPlateau without a validator that has a key metric, expected one, because "
-            "it watches that metric"
+            "lr_scheduler: found a ReduceLROnPlateau without a validator, expected one, because it watches the "
+            "validator's key metric"
         )
     if scheduler.mode != "max":
         raise ConfigError(
             f"lr_scheduler: found a ReduceLROnPlateau with mode {scheduler.mode!r}, expected 'max', because it watches "
-            f"{name}, which is better where it is greater; add mode: max"
+            f"{validator.state.key_metric_name}, which is better where it is greater; add mode: max"
         )
-    handler = LrScheduleHandler(
-        scheduler, print_lr=False, step_transform=lambda engine: float(engine.state.metrics[name])
-    )
-    handler.attach(validator)
+    LrScheduleHandler(scheduler, print_lr=False, step_transform=key_score).attach(validator)
 
 
 def _take_buffers_of_rank_0(model: torch.nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -28,7 +29,8 @@ def kernel_weight_decay(network: torch.nn.Module, weight_decay: float) -> list[d
         weight_decay: of the kernels.
 
     Raises:
-        ConfigError: if the network has no kernel, or one that is computed from other parameters.
+        ConfigError: if the network has no kernel, or one that is computed from other parameters; or for a weight decay
+            that is negative or no finite number.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8))
@@ -36,6 +38,8 @@ def kernel_weight_decay(network: torch.nn.Module, weight_decay: float) -> list[d
         >>> [(group["weight_decay"], len(group["params"])) for group in optimizer.param_groups]
         [(0.0002, 1), (0.0, 3)]
     """
+    if not 0 <= weight_decay < math.inf:
+        raise ConfigError(f"weight_decay: found {weight_decay}, expected a finite number, at least 0")
     parameters = {id(parameter): parameter for parameter in network.parameters()}
     kernels = {}
     for name, layer in network.named_modules():

@@ -92,7 +92,12 @@ def copy_bundle(bundle: str, folder: Path) -> Path:
 
 
 class _ValueLoader(yaml.SafeLoader):
-    """YAML in which `1e-3` is a number, as in YAML 1.2 and in every shell; PyYAML keeps to 1.1, where it is a word."""
+    """YAML 1.2's numbers and words: `1e-3` is a number and `2024-05-17` a name; PyYAML keeps to 1.1."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own name for it)
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 _ValueLoader.add_implicit_resolver(

@@ -72,6 +72,11 @@ def bundle_learning_rate_range(
         parts: dict[str, Any] = {
             name: parser.get_parsed_content(f"train#trainer#{name}") for name in (*_NEEDED, *_TAKEN) if name in trainer
         }
+        if "accumulation_steps" in trainer and parser.get_parsed_content("train#trainer#accumulation_steps") != 1:
+            raise ConfigError(
+                "accumulation_steps: found gradients that are added up, expected a step for each batch; give the test "
+                "batches as large as these together"
+            )
         own = float(parts["optimizer"].param_groups[0]["lr"])
         found = learning_rate_range(**parts, start=start, end=end, iterations=iterations)
 
@@ -100,6 +105,7 @@ def learning_rate_figure(found: LearningRateRange, own: float | None = None) -> 
             (found.steepest, GREEN, "-", "steepest fall"),
             (found.highest, VERMILLION, "-", "highest that trains"),
             (own, INK, ":", "the bundle's"),
+            (float(found.rates[-1]) if found.diverged else None, INK, "--", "the loss broke out"),
         )
         for rate, color, style, name in marks:
             if rate is not None:

@@ -42,7 +42,7 @@ def new_run(root: Path | str, name: str) -> Path:
     """
     made: list[str | None] = [None]
     if not dist.is_initialized() or dist.get_rank() == 0:
-        folder = Path(root) / name
+        folder = Path(root) / str(name)  # a config takes 17 for a number
         folder.mkdir(parents=True, exist_ok=True)
         number = 1 + max((int(p.name) for p in folder.iterdir() if p.name.isdecimal()), default=-1)
         while made[0] is None:
@@ -69,10 +69,10 @@ def latest_run(root: Path | str, name: str) -> Path:
         >>> latest_run(root, "unet").name
         '01'
     """
-    runs = [p for p in (Path(root) / name).glob("*") if p.is_dir() and p.name.isdecimal()]
+    runs = [p for p in (Path(root) / str(name)).glob("*") if p.is_dir() and p.name.isdecimal()]
     if not runs:
         raise ConfigError(
-            f"{Path(root) / name}: found no run in it, expected 00, 01, …; train first, or name --run_dir"
+            f"{Path(root) / str(name)}: found no run in it, expected 00, 01, …; train first, or name --run_dir"
         )
     return max(runs, key=lambda run: int(run.name))
 
@@ -92,10 +92,20 @@ def record_run(run_dir: Path | str, dataset_dir: Path | str, seed: int, **facts:
         facts: anything else worth keeping, by name; it must be JSON.
 
     Raises:
-        DatasetError: if the folder is no dataset.
+        ConfigError: if the folder is absent, or has the record of another run, which may say how often the test set was
+            scored.
+        DatasetError: if `dataset_dir` is no dataset.
     """
     if dist.is_initialized() and dist.get_rank() != 0:
         return
+    if not Path(run_dir).is_dir():
+        raise ConfigError(f"run_dir: {run_dir} is no folder, expected an empty one; make it, or leave run_dir out")
+    record_file = Path(run_dir) / "run.json"
+    if record_file.exists():
+        raise ConfigError(
+            f"run_dir: {run_dir} holds a run already, expected a new folder, because a training that was stopped "
+            "cannot be taken up again; leave run_dir out"
+        )
     record = {
         "command": shlex.join(sys.orig_argv),
         "started": _now(),
@@ -106,7 +116,7 @@ def record_run(run_dir: Path | str, dataset_dir: Path | str, seed: int, **facts:
         "test_set_scored": [],
         **facts,
     }
-    _write_json(Path(run_dir) / "run.json", record)
+    _write_json(record_file, record)
     workflow = running_workflow()
     if workflow is not None:
         config = {k: _with_values(v, workflow.parser) for k, v in workflow.parser.get().items() if k != "_meta_"}

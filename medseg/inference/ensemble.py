@@ -31,6 +31,8 @@ def pool_logits(
       Shares of 0 and 1 come out as 10⁻⁶ and 1 − 10⁻⁶. Of a tie, thresholding at ½ makes yes, and argmax the first
       class.
 
+    Where a prediction is NaN, so is the result, in either mode.
+
     Args:
         predictions: logits ``(B, C, *spatial)``, of one shape; taken one by one, and not kept.
         activation: ``"sigmoid"`` where every channel is a label of its own, ``"softmax"`` where they are exclusive.
@@ -82,7 +84,8 @@ def _log_probabilities(logits: Tensor, activation: str, weight: float) -> Tensor
 
 def _vote(logits: Tensor, activation: str, weight: float) -> Tensor:
     yes = logits >= 0 if activation == "sigmoid" else one_hot(logits.argmax(1), logits.shape[1]).movedim(-1, 1)
-    return yes[None].float() * weight
+    unknown = logits.isnan() if activation == "sigmoid" else logits.isnan().any(1, keepdim=True)
+    return yes.float().masked_fill(unknown, torch.nan)[None] * weight
 
 
 def _check_pool(activation: str, mode: str, weights: Sequence[float] | None) -> None:
@@ -98,7 +101,9 @@ class Ensemble(torch.nn.Module):
 
     It stands wherever a network does (an evaluator, an inferer, `torch.jit.trace`), and emits logits as a network does.
     The members may be different architectures, the folds of a cross-validation, or snapshots of one training
-    (Huang et al. 2017). They are called one after another, and all are kept on the device.
+    (Huang et al. 2017). They are called one after another, so the time is that of all; of the maps in between, those of
+    one network are held at a time. The weights of all are kept on the device (a U-Net of 34.5 million parameters: 138
+    MB each).
 
     ::
 
@@ -107,7 +112,8 @@ class Ensemble(torch.nn.Module):
                                 -> ...                             -+
 
     Args:
-        networks: they take the same input and emit logits of the same shape.
+        networks: they take the same input and emit logits of the same shape. Of networks that need inferers of their
+            own, such as windows of different sizes, pool what these return by :func:`pool_logits`.
         activation: what makes probabilities of the logits, ``"sigmoid"`` or ``"softmax"``.
         mode: ``"mean"`` or ``"vote"``, see :func:`pool_logits`.
         weights: one for each network, positive; default: all the same.

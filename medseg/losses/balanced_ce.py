@@ -1,13 +1,14 @@
 """Cross-entropy that the shares of the classes balance."""
 
 import torch
-from monai.networks import one_hot
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 from torch.nn.modules.loss import _Loss
 
 from medseg.errors import GeometryError
-from medseg.metrics.counts import plain
+from medseg.metrics.counts import check_range, plain
+
+from .overlap import channel_per_class
 
 
 class BalancedCELoss(_Loss):
@@ -34,6 +35,7 @@ class BalancedCELoss(_Loss):
 
     Raises:
         GeometryError: where input and target do not fit.
+        ConfigError: where the target holds a label that is no class, or anything beyond 0 to 1.
 
     Source:
         Xie and Tu 2015, Holistically-nested edge detection, equation 2, as a mean instead of a sum; Detko 2020, who
@@ -55,13 +57,14 @@ class BalancedCELoss(_Loss):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         channels = logits.shape[1]
         if truth.shape[1:2] == (1,) and channels > 1:
-            truth = one_hot(truth, channels, dtype=logits.dtype)
+            truth = channel_per_class(truth, channels, logits.dtype)
         if truth.shape != logits.shape or logits.ndim < 3:
             raise GeometryError(
                 f"input of shape {tuple(input.shape)} against target of shape {tuple(target.shape)}: expected "
                 "(batch, channels, *spatial), and the same or a label map of one channel"
             )
         truth = truth.to(logits.dtype)
+        check_range(truth, "target", 1, "0 to 1, or a label map of one channel for an input of several")
         if channels == 1:
             truth = torch.cat([1 - truth, truth], 1)
             logp = torch.cat([logsigmoid(-logits), logsigmoid(logits)], 1)

@@ -45,7 +45,8 @@ class FBetaLoss(OverlapLoss):
         shape or a label map. Half precision is computed in float32, so sums do not overflow.
 
     Raises:
-        ConfigError: for arguments that contradict each other, or β < 1 with squares.
+        ConfigError: for arguments that contradict each other, β < 1 with squares, a label that is no class, or
+            anything beyond 0 to 1 where there should be probabilities.
         GeometryError: where input and target differ in shape.
 
     Source:

@@ -1,11 +1,13 @@
 """A loss per output of a network with several."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from medseg.errors import ConfigError, GeometryError
+from medseg.metrics.counts import plain
 
 
 class HeadsLoss(nn.Module):
@@ -27,7 +29,7 @@ class HeadsLoss(nn.Module):
         returned without weight; target as the losses take it, with its channel: ``(B, 1 or C, *spatial)``.
 
     Raises:
-        ConfigError: where losses or weights are none, or not as many as each other.
+        ConfigError: where losses or weights are none, not as many as each other, or a weight is negative.
         GeometryError: where the heads are not as many as these, or input and target do not fit.
 
     Source:
@@ -53,11 +55,12 @@ class HeadsLoss(nn.Module):
                 f"loss, weights: {len(self.losses)} and {None if weights is None else len(weights)} given, expected "
                 "one loss for all heads or one for each, and a weight for each or none"
             )
+        if not all(0 <= weight < math.inf for weight in self.weights or []):
+            raise ConfigError(f"weights: {self.weights} given, numbers from 0 expected")
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the sum of the heads' losses, or the first loss alone."""
-        logits = _not_half(input)
-        target = _not_half(target) if target.is_floating_point() else target
+        logits, target = _not_half(input), _not_half(target)
         if input.ndim == target.ndim:
             return self.losses[0](logits, target)
         heads = input.shape[1]
@@ -74,4 +77,5 @@ class HeadsLoss(nn.Module):
 
 
 def _not_half(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+    values = plain(values)
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

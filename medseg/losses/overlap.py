@@ -1,5 +1,6 @@
 """What the losses of overlap share: from logits and label maps to sums."""
 
+import math
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from medseg.errors import ConfigError, GeometryError
-from medseg.metrics.counts import plain, soft_sums
+from medseg.metrics.counts import check_range, plain, soft_sums
 
 
 class OverlapLoss(_Loss):
@@ -26,8 +27,8 @@ class OverlapLoss(_Loss):
         super().__init__(reduction=reduction)
         if sigmoid and softmax:
             raise ConfigError("sigmoid and softmax are both on; expected at most one")
-        if not smooth >= 0:
-            raise ConfigError(f"smooth is {smooth}; expected no negative number")
+        if not 0 <= smooth < math.inf:
+            raise ConfigError(f"smooth is {smooth}; expected a number from 0")
         self.include_background = include_background
         self.sigmoid = sigmoid
         self.softmax = softmax
@@ -52,7 +53,16 @@ class OverlapLoss(_Loss):
                     f"target of shape {tuple(target.shape)}: with to_onehot_y, expected a label map "
                     "(batch, 1, *spatial); leave to_onehot_y out for a channel per class"
                 )
-            target = one_hot(target, channels, dtype=pred.dtype)
+            target = channel_per_class(target, channels, pred.dtype)
         if not self.include_background and channels > 1:
             pred, target = pred[:, 1:], target[:, 1:]
         return soft_sums(pred, target, squared)
+
+
+def channel_per_class(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """Return a label map as a channel per class; a label that is no class, or between two, is refused."""
+    if labels.is_floating_point() and not torch.compiler.is_compiling() and (labels % 1 != 0).any():
+        raise ConfigError("target holds fractions; expected a label map, so resample labels with mode nearest")
+    labels = labels.long()
+    check_range(labels, "target", classes - 1, f"labels from 0 to {classes - 1}, one for each channel of the input")
+    return one_hot(labels, classes, dtype=dtype)

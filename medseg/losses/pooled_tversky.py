@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from medseg.errors import ConfigError
 from medseg.metrics import Counts, pooled_tversky
+from medseg.metrics.pooled import class_weights
 
 from .overlap import OverlapLoss
 
@@ -40,7 +39,8 @@ class PooledTverskyLoss(OverlapLoss):
         as of :class:`medseg.losses.FBetaLoss`.
 
     Raises:
-        ConfigError: for arguments that contradict each other, or weights that are not as many as the classes.
+        ConfigError: for arguments that contradict each other, weights that are not as many as the classes, and as of
+            :class:`medseg.losses.FBetaLoss`.
         GeometryError: where input and target differ in shape.
 
     Source:
@@ -48,6 +48,7 @@ class PooledTverskyLoss(OverlapLoss):
         prints one, β and 1 − β; here there are two.
 
     Example:
+        >>> import torch
         >>> pred = torch.tensor([[[0.5, 1.0, 0.0], [0.5, 0.0, 1.0]]])
         >>> truth = torch.tensor([[[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])
         >>> round(PooledTverskyLoss(weight=[1, 4])(pred, truth).item(), 4)  # 1 - 5.5 / (5.5 + 4 · 0.5 / 2 + 0.5 / 2)
@@ -68,13 +69,8 @@ class PooledTverskyLoss(OverlapLoss):
         smooth: float = 1e-6,
     ) -> None:
         super().__init__(include_background, sigmoid, softmax, to_onehot_y, smooth)
-        if not (alpha >= 0 and beta >= 0 and alpha + beta > 0):
-            raise ConfigError(f"alpha {alpha}, beta {beta}: expected no negative number, and a positive one")
-        factors = None if weight is None else torch.as_tensor(weight, dtype=torch.float32)
-        if factors is not None and not (factors.ndim == 1 and (factors >= 0).all() and factors.any()):
-            raise ConfigError(f"weight: {weight} given, a list of a number from 0 per class expected, one positive")
+        self.register_buffer("weight", class_weights(alpha, beta, weight))
         self.alpha, self.beta = float(alpha), float(beta)
-        self.register_buffer("weight", factors)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss of a batch."""

@@ -1,5 +1,6 @@
 """True and false positives and negatives, of hard masks and of probabilities."""
 
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,7 +42,7 @@ def confusion_counts(pred: Tensor | np.ndarray, truth: Tensor | np.ndarray) -> C
 
     Raises:
         GeometryError: where the shapes differ.
-        ConfigError: where an integer mask holds anything but 0 and 1.
+        ConfigError: where an integer mask holds anything but 0 and 1, or another anything beyond 0 to 1.
 
     Source:
         Definitions 2.3.1 to 2.3.4 and equations 2.63 to 2.65 of Moe 2019.
@@ -62,7 +63,7 @@ def confusion_counts(pred: Tensor | np.ndarray, truth: Tensor | np.ndarray) -> C
         a, b = _mask(a, "prediction"), _mask(b, "truth")
         tp, positive, true = _count(a & b), _count(a), _count(b)
     fp, fn = positive - tp, true - tp
-    tn = a[0, 0].numel() - tp - fp - fn
+    tn = prod(a.shape[2:]) - tp - fp - fn
     counts = (tp, fp, tn, fn)
     return Counts(*(c.numpy() for c in counts)) if arrays else Counts(*counts)
 
@@ -72,6 +73,8 @@ def soft_sums(pred: Tensor, truth: Tensor, squared: bool = False) -> tuple[Tenso
     _check(pred, truth)
     dtype = torch.promote_types(torch.promote_types(pred.dtype, truth.dtype), torch.float32)
     a, b = pred.to(dtype), truth.to(dtype)
+    for name, values in (("prediction", a), ("truth", b)):
+        check_range(values, name, 1, "0 to 1: probabilities instead of logits, a channel for each label of a label map")
     axes = tuple(range(2, a.ndim))
     tp = (a * b).sum(axes)
     if squared:  # torch's vector_norm would be faster, but on the CPU is 1.6 % off for 256³ voxels in float32
@@ -87,11 +90,20 @@ def _check(pred: Tensor, truth: Tensor) -> None:
         )
 
 
+def check_range(values: Tensor, name: str, top: int, expected: str) -> None:
+    """Refuse values beyond 0 to ``top``, but for rounding; NaN passes, and so does all in a compiled graph."""
+    if torch.compiler.is_compiling() or not values.numel():
+        return
+    low, high = torch.stack(values.detach().aminmax()).tolist()
+    if low < -1e-3 or high > top + 1e-3:
+        raise ConfigError(f"{name} holds values from {low:.6g} to {high:.6g}; expected {expected}")
+
+
 def plain(values: Tensor | np.ndarray) -> Tensor:
     """Return an array or a MetaTensor as a plain tensor, which is faster: no metadata go through every operation."""
     if isinstance(values, np.ndarray):
-        # torch knows neither a negative stride nor the other byte order.
-        return torch.from_numpy(np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("=")))
+        # torch knows neither a negative stride nor the other byte order, and warns of what cannot be written.
+        return torch.from_numpy(np.require(values, values.dtype.newbyteorder("="), ["C", "W"]))
     return values if type(values) is Tensor else values.as_subclass(Tensor)
 
 
@@ -107,6 +119,7 @@ def _mask(values: Tensor, name: str) -> Tensor:
     mask = values == 1
     if not torch.equal(mask, values != 0):
         raise ConfigError(
-            f"{name} holds {values.max().item()}; expected 0 and 1, one channel for each label of a label map"
+            f"{name} holds {values[(values != 0) & ~mask][0].item()}; "
+            "expected 0 and 1, a channel for each label of a label map"
         )
     return mask

@@ -19,7 +19,7 @@ class Interval:
 
     Example:
         >>> str(Interval(0.812, 0.7634, 0.8571))
-        '0.81 (0.76-0.86)'
+        '0.81 (0.76 to 0.86)'
     """
 
     estimate: float
@@ -28,7 +28,7 @@ class Interval:
     level: float = 0.95
 
     def __str__(self) -> str:
-        return f"{self.estimate:.2f} ({self.low:.2f}-{self.high:.2f})"
+        return f"{self.estimate:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
 def bootstrap_interval(
@@ -50,7 +50,7 @@ def bootstrap_interval(
         statistic: of all values together, such as ``np.mean`` or ``np.median``.
         level: confidence level.
         resamples: number of resamples.
-        seed: the same seed gives the same interval, in whatever order the patients come.
+        seed: the same seed gives the same interval; where there are groups, in whatever order the values come.
 
     Returns:
         The statistic of the values and its interval. The bounds are nan for fewer than two patients, the estimate too
@@ -66,7 +66,7 @@ def bootstrap_interval(
     Example:
         >>> dice = [0.9, 0.8, 0.7, 0.8, 0.3, 0.6]
         >>> print(bootstrap_interval(dice, groups=["a", "a", "b", "b", "c", "d"]))
-        0.68 (0.45-0.81)
+        0.68 (0.45 to 0.81)
     """
     return _bootstrap(
         [values], groups, lambda columns: statistic(columns[0]), statistic is np.mean, level, resamples, seed
@@ -103,7 +103,7 @@ def paired_bootstrap_difference(
 
     Example:
         >>> print(paired_bootstrap_difference([0.9, 0.7, 0.5, 0.8], [0.8, 0.6, 0.3, 0.6]))
-        0.15 (0.10-0.20)
+        0.15 (0.10 to 0.20)
     """
 
     def difference(columns: np.ndarray) -> float:

@@ -10,7 +10,7 @@ def outliers(values: ArrayLike, log: bool = False, reach: float = 1.5) -> NDArra
     Below five values nothing is flagged, and so is nothing within 1 % of the quartiles.
 
     Args:
-        values: numbers; NaN is never flagged.
+        values: numbers; what is not finite is never flagged.
         log: judge the logarithm, for quantities that vary by factors; 0 and less is then never flagged.
         reach: how far the fences stand from the quartiles, in interquartile ranges: 1.5 for what Tukey calls outside, 3
             for far out. Of normally distributed values 0.7 % lie beyond 1.5 and 0.0002 % beyond 3.

@@ -1,7 +1,7 @@
 """A score of overlap of all images and classes together."""
 
+import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +9,17 @@ from torch import Tensor
 from medseg.errors import ConfigError
 
 from .counts import Counts
+from .scores import real
+
+
+def class_weights(alpha: float, beta: float, weight: Sequence[float] | Tensor | None) -> Tensor | None:
+    """Check the numbers of a pooled index before there are any counts, and return those of the classes as a tensor."""
+    if not (0 <= alpha < math.inf and 0 <= beta < math.inf and alpha + beta > 0):
+        raise ConfigError(f"alpha {alpha}, beta {beta}: expected no negative number, and a positive one")
+    factors = None if weight is None else torch.as_tensor(weight, dtype=torch.float32)
+    if factors is None or (factors.ndim == 1 and factors.isfinite().all() and (factors >= 0).all() and factors.any()):
+        return factors
+    raise ConfigError(f"weight: {weight} given, a list of a number from 0 per class expected, one positive")
 
 
 def pooled_tversky(
@@ -52,7 +63,7 @@ def pooled_tversky(
         >>> round(float(pooled_tversky(counts, alpha=1, beta=1, weight=[1, 10])), 4)  # 24 / (24 + 14 + 32)
         0.3429
     """
-    tp, fp, fn = (_real(count) for count in (counts.tp, counts.fp, counts.fn))
+    tp, fp, fn = (torch.as_tensor(real(count)) for count in (counts.tp, counts.fp, counts.fn))
     whole = tp + alpha * fp + beta * fn
     if weight is not None:
         factor = torch.as_tensor(weight, dtype=tp.dtype, device=tp.device)
@@ -63,8 +74,3 @@ def pooled_tversky(
             )
         tp, whole = tp * factor, whole * factor
     return (tp.sum() + smooth) / (whole.sum() + smooth)
-
-
-def _real(count: Any) -> Tensor:
-    count = torch.as_tensor(count)
-    return count if count.is_floating_point() else count.double()

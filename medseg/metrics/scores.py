@@ -1,20 +1,8 @@
 """Scores of overlap, computed from counts.
 
-What a score says of an empty mask is a convention. Here it is, one line for all of medseg:
-
-============================  =======================  ==========================  ============================
-score                         truth and pred. empty    only the truth is empty     only the prediction is empty
-============================  =======================  ==========================  ============================
-Dice, F-beta, surface Dice    1                        0                           0
-sensitivity                   nan                      nan                         0
-PPV                           nan                      0                           nan
-specificity                   1                        below 1                     1
-Hausdorff distance            nan                      nan                         nan
-============================  =======================  ==========================  ============================
-
-So a false alarm where there is nothing to find costs, and finding nothing there is right. Such slices are many and
-easy: rows of scores say ``truth_empty`` and ``pred_empty``, and a report keeps them apart. ``empty=nan`` makes a
-score undefined instead.
+What they say of an empty mask is a convention, the same in all of medseg: see :doc:`/explanation/conventions`. A false
+alarm where there is nothing to find costs, and finding nothing there is right. Such slices are many and easy: rows of
+scores say ``truth_empty`` and ``pred_empty``, and a report keeps them apart.
 """
 
 from math import nan
@@ -74,8 +62,7 @@ def f_beta(counts: Counts, beta: float = 2.0, empty: float = 1.0) -> Any:
     """
     if not beta > 0:
         raise ConfigError(f"beta is {beta}; expected a positive number")
-    tp = (1 + beta**2) * _real(counts.tp)
-    return _ratio(tp, tp + beta**2 * _real(counts.fn) + counts.fp, empty)
+    return _share((1 + beta**2) * real(counts.tp), beta**2 * real(counts.fn) + real(counts.fp), empty)
 
 
 def sensitivity(counts: Counts, empty: float = nan) -> Any:
@@ -92,7 +79,7 @@ def sensitivity(counts: Counts, empty: float = nan) -> Any:
         >>> float(sensitivity(Counts(tp=3, fp=0, tn=10, fn=1)))
         0.75
     """
-    return _ratio(counts.tp, counts.tp + counts.fn, empty)
+    return _share(counts.tp, counts.fn, empty)
 
 
 def specificity(counts: Counts, empty: float = nan) -> Any:
@@ -109,7 +96,7 @@ def specificity(counts: Counts, empty: float = nan) -> Any:
         >>> float(specificity(Counts(tp=3, fp=2, tn=8, fn=1)))
         0.8
     """
-    return _ratio(counts.tn, counts.tn + counts.fp, empty)
+    return _share(counts.tn, counts.fp, empty)
 
 
 def ppv(counts: Counts, empty: float = nan) -> Any:
@@ -126,17 +113,19 @@ def ppv(counts: Counts, empty: float = nan) -> Any:
         >>> float(ppv(Counts(tp=3, fp=1, tn=10, fn=0)))
         0.75
     """
-    return _ratio(counts.tp, counts.tp + counts.fp, empty)
+    return _share(counts.tp, counts.fp, empty)
 
 
-def _real(count: Any) -> Any:
+def real(count: Any) -> Any:
+    """Return counts as numbers that can be divided, a tensor for a tensor and an array else."""
     if isinstance(count, Tensor):
         return count if count.is_floating_point() else count.double()
     return np.asarray(count, dtype=float)
 
 
-def _ratio(part: Any, whole: Any, empty: float) -> Any:
-    part, whole = _real(part), _real(whole)
+def _share(part: Any, rest: Any, empty: float) -> Any:
+    part, rest = real(part), real(rest)
+    whole = part + rest
     where = torch.where if isinstance(whole, Tensor) else np.where
     nothing = whole == 0
     # The division is made safe before it is done, so that no gradient is nan either.

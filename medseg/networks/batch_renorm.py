@@ -67,7 +67,7 @@ class BatchRenorm(nn.Module):
         d_ramp: Sequence[int] = (5000, 25000),
     ) -> None:
         super().__init__()
-        if r_max < 1 or d_max < 0:
+        if not (r_max >= 1 and d_max >= 0):
             raise ConfigError(f"r_max and d_max of BatchRenorm are {r_max} and {d_max}; expected at least 1 and 0")
         for name, ramp in (("r_ramp", r_ramp), ("d_ramp", d_ramp)):
             if len(ramp) != 2 or not 0 <= ramp[0] < ramp[1]:

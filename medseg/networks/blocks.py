@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from medseg.errors import ConfigError
 
+from .arguments import per_axis
+
 _RELU = ("RELU", {"inplace": True})
 
 
@@ -69,9 +71,9 @@ class ConvActNorm(Convolution):
         bias: bool = True,
         padding: Sequence[int] | int | None = None,
     ) -> None:
-        kernel = _per_axis(kernel_size, spatial_dims)
+        kernel = per_axis("kernel_size", kernel_size, spatial_dims)
         even = padding is None and any(k % 2 == 0 for k in kernel)
-        if even and math.prod(_per_axis(strides, spatial_dims)) != 1:
+        if even and math.prod(per_axis("strides", strides, spatial_dims)) != 1:
             raise ConfigError(
                 f"kernel_size {kernel_size} with strides {strides}: a kernel of an even size keeps the size only "
                 "without strides; use an odd one, or give the padding"
@@ -147,7 +149,7 @@ class PreActResidual(nn.Module):
             self.shortcut = Convolution(
                 spatial_dims, in_channels, out_channels, strides, kernel_size=1, act=None, norm=shortcut_norm
             )
-        elif math.prod(_per_axis(strides, spatial_dims)) != 1:
+        elif math.prod(per_axis("strides", strides, spatial_dims)) != 1:
             self.shortcut = Pool["MAX", spatial_dims](kernel_size=1, stride=strides)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -171,7 +173,8 @@ class MaxPool(nn.Module):
     ) -> None:
         super().__init__()
         self.out_channels = in_channels
-        self.pool = Pool["MAX", spatial_dims](kernel_size=strides, stride=strides, ceil_mode=True)
+        size = per_axis("strides", strides, spatial_dims)
+        self.pool = Pool["MAX", spatial_dims](kernel_size=size, stride=size, ceil_mode=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the maxima."""
@@ -213,8 +216,8 @@ class TransposedConv(Convolution):
         norm: str | tuple | None = "BATCH",
         bias: bool = True,
     ) -> None:
-        stride = _per_axis(strides, spatial_dims)
-        kernel = stride if kernel_size is None else _per_axis(kernel_size, spatial_dims)
+        stride = per_axis("strides", strides, spatial_dims)
+        kernel = stride if kernel_size is None else per_axis("kernel_size", kernel_size, spatial_dims)
         padding = tuple(max(0, (k - s + 1) // 2) for k, s in zip(kernel, stride, strict=True))
         extra = tuple(s - k + 2 * p for k, s, p in zip(kernel, stride, padding, strict=True))
         if any(not 0 <= e < s for e, s in zip(extra, stride, strict=True)):
@@ -271,7 +274,7 @@ class InterpolateConv(nn.Sequential):
     ) -> None:
         if mode not in ("linear", "nearest"):
             raise ConfigError(f"mode of InterpolateConv is {mode!r}; expected 'linear' or 'nearest'")
-        factor = tuple(float(s) for s in _per_axis(strides, spatial_dims))
+        factor = tuple(float(s) for s in per_axis("strides", strides, spatial_dims))
         method = linear_mode(spatial_dims) if mode == "linear" else mode
         super().__init__(nn.Upsample(scale_factor=factor, mode=method), conv(spatial_dims, in_channels, out_channels))
         self.out_channels = out_channels
@@ -436,10 +439,3 @@ def linear_mode(spatial_dims: int) -> str:
         'trilinear'
     """
     return {1: "linear", 2: "bilinear", 3: "trilinear"}[spatial_dims]
-
-
-def _per_axis(value: Sequence[int] | int, spatial_dims: int) -> tuple[int, ...]:
-    values = (value,) * spatial_dims if isinstance(value, int) else tuple(value)
-    if len(values) != spatial_dims or any(v < 1 for v in values):
-        raise ConfigError(f"{value} is neither one positive number nor {spatial_dims}, one per axis")
-    return values

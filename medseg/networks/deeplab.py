@@ -12,7 +12,7 @@ from medseg.errors import ConfigError
 
 from .arguments import require_network
 from .blocks import Head, he_normal, linear_mode
-from .encoders import MobileNetV2, Normalization, Part, check_image, conv_norm_act, normalizes_batch
+from .encoders import MobileNetV2, Normalization, OverEncoder, Part, conv_norm_act
 
 
 class ASPP(nn.Module):
@@ -60,7 +60,6 @@ class ASPP(nn.Module):
         self.axes = list(range(2, 2 + spatial_dims))
         layer = partial(conv_norm_act, spatial_dims, norm=norm)
         self.image = layer(in_channels, out_channels)
-        self.normalizes_batch = normalizes_batch(self.image)
         self.local = layer(in_channels, out_channels)
         self.atrous = nn.ModuleList(layer(in_channels, out_channels, 3, dilation=rate) for rate in rates)
         self.project = nn.Sequential(layer((2 + len(rates)) * out_channels, out_channels), nn.Dropout(float(dropout)))
@@ -74,7 +73,7 @@ class ASPP(nn.Module):
         return self.project(torch.cat(branches, dim=1))
 
 
-class DeepLabV3Plus(nn.Module):
+class DeepLabV3Plus(OverEncoder):
     """DeepLabV3+ in 2D or 3D, over any encoder of :mod:`medseg.networks.encoders`.
 
     ::
@@ -132,17 +131,12 @@ class DeepLabV3Plus(nn.Module):
         dropout: float = 0.1,
         initializer: Callable[[nn.Module], None] | None = he_normal,
     ) -> None:
-        super().__init__()
-        require_network(spatial_dims, in_channels=in_channels, out_channels=out_channels, channels=channels)
+        require_network(spatial_dims, channels=channels)
         if min(rates, default=1) < 1 or low_level_channels < 0:
             raise ConfigError(
                 f"rates {tuple(rates)}, low_level_channels {low_level_channels}: expected positive rates and 0 or more"
             )
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.spatial_dims = spatial_dims
-        self.encoder = encoder(spatial_dims, in_channels, output_stride=output_stride)
-        self.mode = linear_mode(spatial_dims)
+        super().__init__(spatial_dims, in_channels, out_channels, encoder, output_stride)
         scaled = [max(1, rate * 16 // output_stride) for rate in rates]
         self.aspp = ASPP(spatial_dims, self.encoder.widths[-1], channels, scaled, norm, dropout)
         self.decoder: nn.Module | None = None
@@ -161,19 +155,18 @@ class DeepLabV3Plus(nn.Module):
         if initializer is not None:
             self.apply(initializer)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of a batch of images."""
-        if not torch.jit.is_scripting() and not torch.jit.is_tracing():
-            self._check(x)
-        features = self.encoder(x)
-        y = self.aspp(features[-1])
+    def _features(self, x: Tensor) -> Tensor:
+        """Return the decoder's features, or those of the ASPP where there is no decoder."""
+        levels = self.encoder(x)
+        y = self.aspp(levels[-1])
         if self.decoder is not None:
-            y = self.decoder(y, features[self.low_level])
-        return functional.interpolate(self.head(y), size=x.shape[2:], mode=self.mode, align_corners=False)
+            y = self.decoder(y, levels[self.low_level])
+        return y
 
     @torch.jit.unused
-    def _check(self, x: Tensor) -> None:
-        check_image(self, x, pooled=1 if self.aspp.normalizes_batch else None)
+    def _pooled(self, size: Sequence[int]) -> tuple[nn.Module, int]:
+        """Return the branch of the image's mean, which has a single voxel."""
+        return self.aspp.image, 1
 
 
 class DeepLabDecoder(nn.Module):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from medseg.errors import ConfigError
 
-from .blocks import Head, _per_axis
+from .arguments import per_axis
+from .blocks import Head
 
 _PROJECT = partial(Head, kernel_size=1)
 
@@ -195,7 +196,7 @@ class TransitionUp(nn.Sequential):
     def __init__(
         self, spatial_dims: int, in_channels: int, out_channels: int, strides: Sequence[int] | int = 2
     ) -> None:
-        factor = tuple(float(s) for s in _per_axis(strides, spatial_dims))
+        factor = tuple(float(s) for s in per_axis("strides", strides, spatial_dims))
         super().__init__(
             NormActConv(spatial_dims, in_channels, out_channels, kernel_size=1), nn.Upsample(scale_factor=factor)
         )

@@ -22,7 +22,7 @@ from .dense_blocks import (
     TransitionUp,
 )
 from .encoder_decoder import EncoderDecoder, NoSkip
-from .unet import UNet, UpLevel
+from .unet import UNet
 
 
 class DenseUNet(UNet):
@@ -188,10 +188,8 @@ class DenseNetUNet(EncoderDecoder):
         joins = [AddProjected(spatial_dims, skip, up) for skip, up in zip(reversed(widths), channels, strict=False)]
         blocks = [NormActConv(spatial_dims, width, target) for width, target in pairwise(channels)]
         decoder = [
-            UpLevel(spatial_dims, nn.Upsample(scale_factor=2.0), join, block)
-            for join, block in zip([*joins, NoSkip()], blocks, strict=True)
+            (nn.Upsample(scale_factor=2.0), join, block) for join, block in zip([*joins, NoSkip()], blocks, strict=True)
         ]
         head = nn.Sequential(nn.Dropout(dropout), Head(spatial_dims, channels[-1], out_channels, kernel_size=1))
-        super().__init__(
-            spatial_dims, in_channels, out_channels, encoder, decoder, head, 2 ** (len(layers) + 1), initializer
-        )
+        reduction = [2 ** (len(layers) + 1)] * spatial_dims
+        super().__init__(spatial_dims, in_channels, out_channels, encoder, decoder, head, reduction, initializer)

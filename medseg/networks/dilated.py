@@ -1,12 +1,13 @@
 """The dilated CNN: context by holes in the kernels, without pooling."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
-from .arguments import require_image, require_network
+from .arguments import require_image, require_network, require_voxels_to_normalize
 from .blocks import he_normal
 
 
@@ -114,3 +115,4 @@ class DilatedCNN(nn.Module):
     @torch.jit.unused
     def _check(self, x: Tensor) -> None:
         require_image(self, x, self.least)
+        require_voxels_to_normalize(x, math.prod([n - self.least + 1 for n in x.shape[2:]]), "batch", self.training)

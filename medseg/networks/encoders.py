@@ -17,14 +17,69 @@ from monai.networks.blocks import Convolution
 from monai.networks.layers import Norm
 from monai.networks.nets.resnet import ResNet, ResNetBottleneck
 from torch import Tensor, nn
+from torch.nn import functional
 
 from medseg.errors import ConfigError
 
-from .arguments import require_image, require_network
-from .blocks import pad_same
+from .arguments import normalized_over, require_image, require_network, require_voxels_to_normalize
+from .blocks import linear_mode, pad_same
 
 Part = Callable[..., nn.Module]
 Normalization = str | tuple
+
+
+class OverEncoder(nn.Module):
+    """What networks over an encoder share: they map its features to a head, and the logits to the size of the image.
+
+    A subclass has `head`, what its `_features` needs, and, for the check of images in training, `_pooled`.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the image.
+        out_channels: channels of the logits.
+        encoder: called as ``encoder(spatial_dims, in_channels, output_stride=...)``.
+        output_stride: voxels of the image along a side of the encoder's last features.
+
+    Shape:
+        ``(B, in_channels, *spatial)`` -> ``(B, out_channels, *spatial)``, logits. Any size, odd ones too.
+
+    Raises:
+        ConfigError: in ``forward`` for an image that does not fit the network.
+    """
+
+    def __init__(
+        self, spatial_dims: int, in_channels: int, out_channels: int, encoder: Part, output_stride: int
+    ) -> None:
+        super().__init__()
+        require_network(spatial_dims, in_channels=in_channels, out_channels=out_channels)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.spatial_dims = spatial_dims
+        self.encoder = encoder(spatial_dims, in_channels, output_stride=output_stride)
+        self.mode = linear_mode(spatial_dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of a batch of images."""
+        if not torch.jit.is_scripting() and not torch.jit.is_tracing():
+            self._check(x)
+        logits = self.head(self._features(x))
+        return functional.interpolate(logits, size=x.shape[2:], mode=self.mode, align_corners=False)
+
+    def _features(self, x: Tensor) -> Tensor:
+        """Return what the head turns into logits."""
+        raise NotImplementedError
+
+    @torch.jit.unused
+    def _pooled(self, size: Sequence[int]) -> tuple[nn.Module, int]:
+        """Return the layers behind the coarsest pooling, and how many voxels they have of an image of that size."""
+        raise NotImplementedError
+
+    @torch.jit.unused
+    def _check(self, x: Tensor) -> None:
+        require_image(self, x)
+        deepest = math.prod([math.ceil(size / self.encoder.strides[-1]) for size in x.shape[2:]])
+        for layers, voxels in ((self, deepest), self._pooled(x.shape[2:])):
+            require_voxels_to_normalize(x, voxels, normalized_over(layers), self.training)
 
 
 class InvertedResidual(nn.Module):
@@ -290,42 +345,6 @@ def conv_norm_act(
     return nn.Sequential(pad_same((kernel_size,) * spatial_dims), layer)
 
 
-def normalizes_batch(pooled: nn.Module) -> bool:
-    """Tell whether the layers of pooled features take statistics of the batch, which a single value does not have.
-
-    Raises:
-        ConfigError: for instance normalization, which leaves nothing of a single voxel.
-
-    Example:
-        >>> normalizes_batch(conv_norm_act(2, 1, 1)), normalizes_batch(nn.Conv2d(1, 1, 1))
-        (True, False)
-    """
-    if any(isinstance(m, torch.nn.modules.instancenorm._InstanceNorm) for m in pooled.modules()):
-        raise ConfigError("norm INSTANCE leaves nothing of features pooled to a single voxel; expected BATCH or GROUP")
-    return any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in pooled.modules())
-
-
-def check_image(network: nn.Module, x: Tensor, pooled: int | None) -> None:
-    """Refuse images that a network over an encoder cannot take.
-
-    Args:
-        network: with `in_channels`, `spatial_dims` and `encoder`.
-        x: the images.
-        pooled: voxels of the coarsest pooled features where batch normalization follows them, None where not.
-
-    Raises:
-        ConfigError: for another shape, and in training where a single value per channel would be normalized.
-    """
-    require_image(network, x)
-    deepest = math.prod([math.ceil(size / network.encoder.strides[-1]) for size in x.shape[2:]])
-    if network.training and x.shape[0] * min(deepest, deepest if pooled is None else pooled) == 1:
-        raise ConfigError(
-            f"input of shape {tuple(x.shape)} leaves a single voxel of the coarsest features, which batch "
-            "normalization cannot take in training: give two images or more, larger ones, or "
-            "norm=('GROUP', {'num_groups': 8})"
-        )
-
-
 def _dilate(stages: Sequence[nn.Module], output_stride: int, stride: int = 1) -> tuple[int, ...]:
     """Trade strides for dilation in the stages behind the output stride; return the stride after each stage.
 
@@ -361,5 +380,5 @@ def _check_encoder(spatial_dims: int, in_channels: int, output_stride: int, widt
     require_network(spatial_dims, in_channels=in_channels)
     if output_stride not in (8, 16, 32):
         raise ConfigError(f"output_stride is {output_stride}; expected 8, 16 or 32")
-    if width * 64 < 1:
+    if not width * 64 >= 1:
         raise ConfigError(f"width is {width}; expected a factor of at least 1/64")

@@ -11,7 +11,6 @@ from .arguments import require_network
 from .blocks import Concatenate, Head, TransposedConv
 from .dense_blocks import DenseBlock, NormActConv, TransitionDown
 from .encoder_decoder import EncoderDecoder
-from .unet import UpLevel
 
 
 def he_uniform(module: nn.Module) -> None:
@@ -112,12 +111,13 @@ class FCDenseNet(EncoderDecoder):
             down = TransitionDown(spatial_dims, width, width, pool="MAX", dropout=dropout)
         encoder.append(nn.Sequential(down, dense(width, layers[-1], keep_input=False)))
 
-        decoder: list[nn.Module] = []
+        decoder: list[tuple[nn.Module, nn.Module, nn.Module]] = []
         width = layers[-1] * growth
         for level in reversed(range(len(skips))):
             up = TransposedConv(spatial_dims, width, width, act=None, norm=None)
             block = dense(width + skips[level], layers[level], keep_input=level == 0)
-            decoder.append(UpLevel(spatial_dims, up, Concatenate(spatial_dims, skips[level], width), block))
+            decoder.append((up, Concatenate(spatial_dims, skips[level], width), block))
             width = block.out_channels
         head = Head(spatial_dims, width, out_channels, kernel_size=1)
-        super().__init__(spatial_dims, in_channels, out_channels, encoder, decoder, head, 2 ** len(skips), initializer)
+        reduction = [2 ** len(skips)] * spatial_dims
+        super().__init__(spatial_dims, in_channels, out_channels, encoder, decoder, head, reduction, initializer)

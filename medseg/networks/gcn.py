@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from medseg.errors import ConfigError
 
-from .arguments import require_network
+from .arguments import one_per, require_network
 from .blocks import PreActResidual, TransposedConv, he_normal
 from .dense_blocks import AddProjected
 from .encoder_decoder import EncoderDecoder, NoSkip
-from .unet import UpLevel
 
 
 class GlobalConv(nn.Module):
@@ -109,7 +108,7 @@ class GCN(EncoderDecoder):
         out_channels: channels of the output.
         kernel_size: k of the global convolutions, odd.
         channels: width of each level of the encoder, from the one at / 4 down.
-        layers: residual layers of each level.
+        layers: residual layers of each level, one number or one per level.
         block: a layer of the encoder, called as ``block(spatial_dims, in_channels, out_channels, strides)``.
         initializer: applied to every module when the network is built; None leaves torch's own initialization.
 
@@ -137,15 +136,14 @@ class GCN(EncoderDecoder):
         out_channels: int,
         kernel_size: int = 15,
         channels: Sequence[int] = (64, 128, 256, 512),
-        layers: Sequence[int] = (3, 4, 6, 3),
+        layers: int | Sequence[int] = (3, 4, 6, 3),
         block: Callable[..., nn.Module] = PreActResidual,
         initializer: Callable[[nn.Module], None] | None = he_normal,
     ) -> None:
         require_network(
             spatial_dims, in_channels=in_channels, out_channels=out_channels, channels=channels, layers=layers
         )
-        if len(channels) != len(layers):
-            raise ConfigError(f"layers has {len(layers)} entries; expected {len(channels)}, one per entry of channels")
+        depths = one_per("layers", layers, len(channels), "entry of channels")
 
         def scores(spatial_dims: int, width: int, classes: int) -> nn.Module:
             return nn.Sequential(
@@ -158,7 +156,7 @@ class GCN(EncoderDecoder):
             nn.Identity(),
             Convolution(spatial_dims, in_channels, channels[0], strides=2, kernel_size=7, norm="BATCH", act="RELU"),
         ]
-        for level, (before, width, depth) in enumerate(zip((channels[0], *channels), channels, layers, strict=False)):
+        for level, (before, width, depth) in enumerate(zip((channels[0], *channels), channels, depths, strict=False)):
             first: list[nn.Module] = [Pool["MAX", spatial_dims](3, 2, padding=1)] if level == 0 else []
             first.append(block(spatial_dims, before, width, strides=2 if level else 1))
             encoder.append(
@@ -168,21 +166,14 @@ class GCN(EncoderDecoder):
 
         skips = [AddProjected(spatial_dims, width, out_channels, scores) for width in reversed(channels[:-1])]
         decoder = [
-            UpLevel(
-                spatial_dims,
+            (
                 TransposedConv(spatial_dims, out_channels, out_channels, act=None, norm=None),
                 skip,
                 BoundaryRefinement(spatial_dims, out_channels),
             )
             for skip in [*skips, NoSkip(), NoSkip()]
         ]
+        reduction = [2 ** (len(channels) + 1)] * spatial_dims
         super().__init__(
-            spatial_dims,
-            in_channels,
-            out_channels,
-            encoder,
-            decoder,
-            nn.Identity(),
-            2 ** (len(channels) + 1),
-            initializer,
+            spatial_dims, in_channels, out_channels, encoder, decoder, nn.Identity(), reduction, initializer
         )

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu
 
 from medseg.errors import ConfigError
 
@@ -72,7 +71,7 @@ class LearnableWindow(nn.Module):
         min_width: float = 1.0,
     ) -> None:
         super().__init__()
-        if not (unit > 0 and min_width > 0):
+        if not (0 < unit < math.inf and 0 < min_width < math.inf):
             raise ConfigError(f"unit {unit}, min_width {min_width}: expected positive numbers of HU")
         pairs = _pairs(windows)
         if not pairs or not all(math.isfinite(center) and min_width <= width < math.inf for center, width in pairs):
@@ -96,7 +95,8 @@ class LearnableWindow(nn.Module):
         """The widths in use in HU, one per window."""
         width = self.raw_width * self.unit
         # The value is cut off, the gradient is not: clamp's own is zero below, and a width would never come back.
-        return width + (width.clamp(min=self.min_width) - width).detach()
+        # The difference is 0 exactly, however far below the width fell.
+        return width.detach().clamp(min=self.min_width) + (width - width.detach())
 
     @property
     def windows(self) -> list[dict[str, float]]:
@@ -111,7 +111,7 @@ class LearnableWindow(nn.Module):
         shape = [1, -1] + [1] * (x.dim() - 2)
         c, w = self.center.view(shape), self.width.view(shape)
         ct = x[:, self.channel : self.channel + 1]
-        seen = c + w / 2 - relu(w - relu(ct + w / 2 - c))
+        seen = ct.clamp(c - w / 2, c + w / 2)
         if self.scale:
             seen = (seen - c) / w + 0.5
         return torch.cat((x[:, : self.channel], seen, x[:, self.channel + 1 :]), dim=1)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from monai.networks.layers import Conv, Pool, get_act_layer, split_args
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,6 +19,7 @@ from medseg.errors import ConfigError
 
 from .arguments import require_image, require_network
 from .blocks import glorot_uniform
+from .patch_scales import PatchScale, activation
 from .voxel_patches import gather, pad_by
 
 
@@ -115,7 +115,8 @@ class PatchClassifier(nn.Module):
         self.features = features
         self.padding = padding
         self.patch_size = max(size * step for size, step in scales)
-        # An image is done in slabs along its first axis, such that no map has more numbers than this.
+        # An image is done in slabs along its first axis, so that no map has many more numbers than this. Slabs overlap
+        # by a patch, so they are no thinner than one.
         self.largest_map = 1 << 25
 
         self.planes = 3 if self.triplanar else 1
@@ -131,7 +132,7 @@ class PatchClassifier(nn.Module):
         self.merge = nn.Linear(sum(self.widths) + features, widths[0])
         rest: list[nn.Module] = []
         for width, target in itertools.pairwise(widths):
-            rest += [_activation(act, width), nn.Linear(width, target)]
+            rest += [activation(act, width), nn.Linear(width, target)]
         self.rest = nn.Sequential(*rest)
         self.widest = max([*widths, *(c for c, _, _ in convolutions)])
         if initializer is not None:
@@ -144,7 +145,7 @@ class PatchClassifier(nn.Module):
         channels = x.shape[1] - self.features
         padded = pad_by(x[:, :channels], self.patch_size // 2, self.padding)
         n = x.shape[2]
-        rows = max(1, self.largest_map // max(1, self.widest * (padded[:, 0].numel() // padded.shape[2])))
+        rows = max(self.patch_size, self.largest_map // max(1, self.widest * padded[:, 0, 0].numel()))
         slabs: list[Tensor] = []
         for start in range(0, n, rows):
             count = min(rows, n - start)
@@ -254,7 +255,9 @@ class TriplanarClassifier(PatchClassifier):
             normal = 4 - number * self.planes // len(self.scales)
             slices = slab.narrow(normal, self.patch_size // 2, slab.shape[normal] - self.patch_size + 1)
             slices = slices.movedim(normal, 1)
-            found = scale.whole(slices.flatten(0, 1), weights[number])
+            at_once = max(1, self.largest_map // max(1, self.widest * slices[0, 0, 0].numel()))
+            parts = slices.flatten(0, 1).split(at_once)
+            found = torch.cat([scale.whole(part, weights[number]) for part in parts])
             total = total + found.unflatten(0, (slices.shape[0], slices.shape[1])).movedim(1, normal)
         return total
 
@@ -305,21 +308,16 @@ class PatchByPatch(nn.Module):
         size, features = self.network.patch_size, self.network.features
         channels = x.shape[1] - features
         padded = pad_by(x[:, :channels], size // 2, self.network.padding)
-        flat = x[:, channels:].flatten(2)
-        n = x[0, 0].numel()
+        axes = [torch.arange(n, device=x.device) for n in x.shape[2:]]
+        voxels = torch.stack(torch.meshgrid(axes, indexing="ij"), -1).flatten(0, -2)
         images: list[Tensor] = []
         for image in range(x.shape[0]):
+            at = x[image, channels:].flatten(1).t()
             logits: list[Tensor] = []
-            for start in range(0, n, self.batch_size):
-                index = torch.arange(start, min(start + self.batch_size, n), device=x.device)
-                axes: list[Tensor] = []
-                rest = index
-                for axis in range(self.spatial_dims - 1, -1, -1):
-                    axes.insert(0, rest % x.shape[axis + 2])
-                    rest = rest // x.shape[axis + 2]
-                patches = gather(padded[image], torch.stack(axes, 1), size, self.triplanar)
-                at = flat[image][:, index].t() if features > 0 else None
-                logits.append(self.network.forward_patches(patches, at))
+            for start in range(0, len(voxels), self.batch_size):
+                part = slice(start, start + self.batch_size)
+                patches = gather(padded[image], voxels[part], size, self.triplanar)
+                logits.append(self.network.forward_patches(patches, at[part] if features > 0 else None))
             images.append(torch.cat(logits).t().unflatten(1, x.shape[2:]))
         return torch.stack(images)
 
@@ -330,129 +328,3 @@ class PatchByPatch(nn.Module):
                 f"input of shape {tuple(x.shape)} does not fit the network: expected "
                 f"(batch, {self.in_channels} channels, {self.spatial_dims} spatial axes)"
             )
-
-
-class PatchLayer(nn.Module):
-    """A convolution without padding, activation and pooling, of a patch or of all patches of an image at once."""
-
-    def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        pool_size: int,
-        dilation: int,
-        pool: str,
-        act: str | tuple,
-    ) -> None:
-        super().__init__()
-        self.conv = Conv[Conv.CONV, spatial_dims](in_channels, out_channels, kernel_size)
-        self.act = _activation(act, out_channels)
-        self.pool = Pool[pool, spatial_dims](pool_size)
-        self.pool_size = pool_size
-        self.dilation = dilation
-        self.average = pool == "AVG"
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the features of patches."""
-        return self.pool(self.act(self.conv(x)))
-
-    def whole(self, x: Tensor) -> Tensor:
-        """Return the features of all patches of an image."""
-        x = self.act(_convolve(x, self.conv.weight, self.conv.bias, self.dilation))
-        return _pool_everywhere(x, self.pool_size, self.dilation, self.average)
-
-
-class PatchScale(nn.Module):
-    """The sub-network of one scale: average, convolutions, and the size of what is left of the patch.
-
-    Attributes:
-        width: how many numbers it makes of a patch.
-    """
-
-    def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        size: int,
-        step: int,
-        margin: int,
-        convolutions: Sequence[tuple[int, int, int]],
-        pool: str,
-        act: str | tuple,
-    ) -> None:
-        super().__init__()
-        self.margin = margin
-        self.step = step
-        self.extent = size * step
-        self.average = Pool["AVG", spatial_dims](step)
-        self.layers = nn.ModuleList()
-        side, dilation, channels = size, step, in_channels
-        for target, kernel, pooling in convolutions:
-            left = (side - kernel + 1) // pooling if pooling > 0 else 0
-            if min(target, kernel) < 1 or left < 1:
-                raise ConfigError(
-                    f"convolutions {tuple(convolutions)}: ({target}, {kernel}, {pooling}) leaves nothing of {side} "
-                    "voxels; expected (channels, kernel, pooling), all positive, and larger scales or fewer layers"
-                )
-            layer = PatchLayer(spatial_dims, channels, target, kernel, pooling, dilation, pool, act)
-            self.layers.append(layer)
-            side, dilation, channels = left, dilation * pooling, target
-        self.shape = [channels] + [side] * spatial_dims
-        self.dilation = dilation
-        self.width = channels * side**spatial_dims
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (N, width) of patches of the largest scale."""
-        x = self.average(_trim(x, self.margin))
-        for layer in self.layers:
-            x = layer(x)
-        return x.flatten(1)
-
-    def whole(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Return (B, H, *spatial) of padded images: the features of each voxel times `weight` (H, width)."""
-        x = _trim(x, self.margin)
-        sizes = [n - self.extent + 1 for n in x.shape[2:]]
-        x = _pool_everywhere(x, self.step, 1, True)
-        for layer in self.layers:
-            x = layer.whole(x)
-        x = _convolve(x, weight.unflatten(1, self.shape), None, self.dilation)
-        # A pooling leaves out the last voxels of a patch where its size is odd, so there may be more than is needed.
-        for axis, n in enumerate(sizes):
-            x = x.narrow(axis + 2, 0, n)
-        return x
-
-
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
-    if x.ndim == 4:
-        return functional.conv2d(x, weight, bias, dilation=dilation)
-    return functional.conv3d(x, weight, bias, dilation=dilation)
-
-
-def _pool_everywhere(x: Tensor, size: int, dilation: int, average: bool) -> Tensor:
-    """Pool windows of `size` voxels, `dilation` apart, at every voxel; axis by axis."""
-    if size == 1:
-        return x
-    for axis in range(2, x.ndim):
-        n = x.shape[axis] - (size - 1) * dilation
-        pooled = x.narrow(axis, 0, n)
-        for number in range(1, size):
-            other = x.narrow(axis, number * dilation, n)
-            pooled = pooled + other if average else torch.maximum(pooled, other)
-        x = pooled / size if average else pooled
-    return x
-
-
-def _trim(x: Tensor, margin: int) -> Tensor:
-    if margin > 0:
-        for axis in range(2, x.ndim):
-            x = x.narrow(axis, margin, x.shape[axis] - 2 * margin)
-    return x
-
-
-def _activation(act: str | tuple, channels: int) -> nn.Module:
-    name, arguments = split_args(act)
-    if str(name).upper() == "PRELU":
-        arguments = {"num_parameters": channels, **arguments}
-    return get_act_layer((name, arguments))

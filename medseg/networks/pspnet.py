@@ -14,7 +14,7 @@ from medseg.errors import ConfigError
 
 from .arguments import require_network
 from .blocks import ConvActNorm, Head, MaxPool, he_normal, linear_mode
-from .encoders import BottleneckResNet, Normalization, Part, check_image, conv_norm_act, normalizes_batch
+from .encoders import BottleneckResNet, Normalization, OverEncoder, Part, conv_norm_act
 
 # The encoder of the original.
 _RESNET50 = partial(BottleneckResNet, deep_stem=True)
@@ -63,7 +63,6 @@ class PyramidPooling(nn.Module):
         self.branches = nn.ModuleList(
             nn.Sequential(pool, conv_norm_act(spatial_dims, in_channels, out_channels, norm=norm)) for pool in pools
         )
-        self.normalizes_batch = normalizes_batch(self.branches)
 
     def forward(self, features: Tensor, pooled: Tensor) -> Tensor:
         """Return the features and the branches at their size."""
@@ -98,7 +97,7 @@ class WindowMean(nn.Module):
         return functional.avg_pool2d(x, window, ceil_mode=True)
 
 
-class PSPNet(nn.Module):
+class PSPNet(OverEncoder):
     """The pyramid scene parsing network in 2D or 3D, over any encoder of :mod:`medseg.networks.encoders`.
 
     ::
@@ -157,18 +156,11 @@ class PSPNet(nn.Module):
         dropout: float = 0.1,
         initializer: Callable[[nn.Module], None] | None = he_normal,
     ) -> None:
-        super().__init__()
-        require_network(
-            spatial_dims, in_channels=in_channels, out_channels=out_channels, channels=channels, kernel_size=kernel_size
-        )
+        require_network(spatial_dims, channels=channels, kernel_size=kernel_size)
         sides = tuple(bins if windows is None else windows)
         if not sides or min(sides) < 1:
             raise ConfigError(f"bins {bins}, windows {windows}: expected positive numbers, one per branch")
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.spatial_dims = spatial_dims
-        self.encoder = encoder(spatial_dims, in_channels, output_stride=output_stride)
-        self.mode = linear_mode(spatial_dims)
+        super().__init__(spatial_dims, in_channels, out_channels, encoder, output_stride)
         width = self.encoder.widths[-1]
         if pyramid_channels is None:
             pyramid_channels = max(1, width // len(sides))
@@ -185,25 +177,18 @@ class PSPNet(nn.Module):
         if initializer is not None:
             self.apply(initializer)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of a batch of images."""
-        if not torch.jit.is_scripting() and not torch.jit.is_tracing():
-            self._check(x)
+    def _features(self, x: Tensor) -> Tensor:
+        """Return the joined pyramid."""
         features = self.encoder(x)[-1]
-        y = self.head(self.fuse(self.pyramid(features, x if self.pool_image else features)))
-        return functional.interpolate(y, size=x.shape[2:], mode=self.mode, align_corners=False)
+        return self.fuse(self.pyramid(features, x if self.pool_image else features))
 
     @torch.jit.unused
-    def _check(self, x: Tensor) -> None:
-        check_image(self, x, self._coarsest(x.shape[2:]) if self.pyramid.normalizes_batch else None)
-
-    @torch.jit.unused
-    def _coarsest(self, size: Sequence[int]) -> int:
-        """Return the number of regions in the branch that has the fewest."""
+    def _pooled(self, size: Sequence[int]) -> tuple[nn.Module, int]:
+        """Return the pyramid, and the number of regions in the branch that has the fewest."""
         if self.windows is None:
-            return min(self.bins) ** self.spatial_dims
+            return self.pyramid, min(self.bins) ** self.spatial_dims
         stride = 1 if self.pool_image else self.encoder.strides[-1]
-        return math.prod([math.ceil(math.ceil(s / stride) / max(self.windows)) for s in size])
+        return self.pyramid, math.prod([math.ceil(math.ceil(s / stride) / max(self.windows)) for s in size])
 
 
 class KitsEncoder(nn.Module):
@@ -241,7 +226,7 @@ class KitsEncoder(nn.Module):
         if len(channels) != 3:
             raise ConfigError(f"channels is {tuple(channels)}; expected three numbers, one per convolution")
         first, second, third = channels
-        require_network(spatial_dims, in_channels=in_channels, channels=min(channels))
+        require_network(spatial_dims, in_channels=in_channels, channels=channels)
         self.fine = nn.Sequential(ConvActNorm(spatial_dims, in_channels, first), MaxPool(spatial_dims, first, first))
         self.coarse = nn.Sequential(
             ConvActNorm(spatial_dims, first, second, kernel_size=2),

@@ -12,8 +12,9 @@ from medseg.errors import ConfigError
 def receptive_field(network: nn.Module, size: int | Sequence[int]) -> tuple[int, ...]:
     """Return how many voxels of the image, along each axis, have an influence on the middle voxel of the output.
 
-    Measured by the gradient of that voxel, on a copy in double precision whose kernels are all positive, so that no
-    influences cancel; and on several images, because a maximum passes the gradient on to one voxel only.
+    Measured by the gradient of that voxel, on several images, because a maximum passes the gradient on to one voxel
+    only; and on a copy without biases and running statistics, whose kernels are random, positive and small where they
+    are not zero, so that no influences cancel and no activation is saturated, whatever the network has learned.
 
     Args:
         network: with the attributes ``in_channels`` and ``spatial_dims``, as all networks of medseg have them.
@@ -24,7 +25,8 @@ def receptive_field(network: nn.Module, size: int | Sequence[int]) -> tuple[int,
         the extent along each axis, in voxels
 
     Raises:
-        ConfigError: if what the voxel sees ends at the border of the image, and may so be cut off.
+        ConfigError: if what the voxel sees ends at the border of the image, and may so be cut off, as it does in every
+            image for a network that takes a mean of the whole image.
 
     Example:
         >>> from medseg.networks import UNet
@@ -34,11 +36,17 @@ def receptive_field(network: nn.Module, size: int | Sequence[int]) -> tuple[int,
     dims = int(network.spatial_dims)
     sizes = (size,) * dims if isinstance(size, int) else tuple(size)
     model = copy.deepcopy(network).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.abs_()
     generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, value in (*model.named_parameters(), *model.named_buffers()):
+            role = name.rpartition(".")[2]
+            if role in ("bias", "running_mean"):
+                value.zero_()
+            elif role == "running_var":
+                value.fill_(1)
+            elif role == "weight":
+                positive = torch.rand(value.shape, generator=generator, dtype=value.dtype) / value[0].numel()
+                value.copy_(positive * (value != 0))
     seen = torch.zeros(sizes, dtype=torch.bool)
     for _ in range(8):
         image = torch.rand(1, int(network.in_channels), *sizes, generator=generator, dtype=torch.float64)

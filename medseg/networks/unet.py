@@ -3,19 +3,18 @@
 import math
 from collections.abc import Callable, Sequence
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 from medseg.errors import ConfigError
 
-from .arguments import normalizes, require_image, require_network, require_voxels_to_normalize
-from .blocks import Concatenate, ConvActNorm, Head, Heads, MaxPool, TransposedConv, he_normal, linear_mode
+from .arguments import one_per, per_axis, require_network
+from .blocks import Concatenate, ConvActNorm, Head, Heads, MaxPool, TransposedConv, he_normal
+from .encoder_decoder import EncoderDecoder
 
 Part = Callable[..., nn.Module]
 
 
-class UNet(nn.Module):
+class UNet(EncoderDecoder):
     """A U-Net in 2D or 3D; by default exactly the one of the PET/CT thesis (table 4.3).
 
     Variants come by passing other parts (see :mod:`medseg.networks.blocks` for how each is called); in a bundle's
@@ -60,6 +59,7 @@ class UNet(nn.Module):
         images: with padding, activation before normalization, 3×3 up-convolutions and a 3×3 head.
 
     Example:
+        >>> import torch
         >>> network = UNet(2, in_channels=2, out_channels=1)
         >>> sum(p.numel() for p in network.parameters())
         34526977
@@ -87,26 +87,17 @@ class UNet(nn.Module):
         deep_supervision: int = 0,
         initializer: Callable[[nn.Module], None] | None = he_normal,
     ) -> None:
-        super().__init__()
-        require_network(spatial_dims, in_channels=in_channels, out_channels=out_channels, channels=channels)
+        require_network(
+            spatial_dims, in_channels=in_channels, out_channels=out_channels, channels=channels, layers=layers
+        )
         steps = len(channels) - 1
-        step_strides = [
-            s if isinstance(s, int) else tuple(s) for s in _one_per("strides", strides, steps, "step between levels")
-        ]
-        encoder_depths = _one_per("layers", layers, steps + 1, "level")
+        step_strides = one_per("strides", strides, steps, "step between levels")
+        axes = [per_axis("strides", s, spatial_dims) for s in step_strides]
+        encoder_depths = one_per("layers", layers, steps + 1, "level")
         decoder_depths = encoder_depths[:-1]
         if decoder_layers is not None:
-            decoder_depths = _one_per("decoder_layers", decoder_layers, steps, "level but the deepest")
-        if min(*encoder_depths, *decoder_depths, 1) < 1:
-            raise ConfigError(f"layers {layers}, decoder_layers {decoder_layers}: every level needs at least one")
-
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.spatial_dims = spatial_dims
-        # What a voxel of the deepest level spans along each axis.
-        self.reduction = [
-            math.prod(s if isinstance(s, int) else s[axis] for s in step_strides) for axis in range(spatial_dims)
-        ]
+            require_network(spatial_dims, decoder_layers=decoder_layers)
+            decoder_depths = one_per("decoder_layers", decoder_layers, steps, "level but the deepest")
 
         def stack(part: Part, count: int, width: int, target: int) -> list[nn.Module]:
             parts: list[nn.Module] = []
@@ -115,17 +106,17 @@ class UNet(nn.Module):
                 width = _width(parts[-1], target)
             return parts
 
-        self.encoder = nn.ModuleList()
+        encoder = []
         widths = [in_channels]
         for level, (target, depth) in enumerate(zip(channels, encoder_depths, strict=True)):
             entry = [] if level == 0 else [down(spatial_dims, widths[-1], target, step_strides[level - 1])]
             width = _width(entry[0], target) if entry else in_channels
             part = bottleneck if bottleneck is not None and level == steps else block
             entry += stack(part, depth, width, target)
-            self.encoder.append(nn.Sequential(*entry))
+            encoder.append(nn.Sequential(*entry))
             widths.append(_width(entry[-1], target))
 
-        self.decoder = nn.ModuleList()
+        decoder: list[tuple[nn.Module, nn.Module, nn.Module]] = []
         width = widths[-1]
         up_widths: list[int] = []
         for level in reversed(range(steps)):
@@ -133,86 +124,27 @@ class UNet(nn.Module):
             join = skip(spatial_dims, widths[level + 1], _width(upward, channels[level]))
             joined = _width(join, channels[level])
             blocks = stack(decoder_block or block, decoder_depths[level], joined, channels[level])
-            self.decoder.append(UpLevel(spatial_dims, upward, join, nn.Sequential(*blocks)))
+            decoder.append((upward, join, nn.Sequential(*blocks)))
             width = _width(blocks[-1], channels[level])
             up_widths.append(width)
-        self.head = head(spatial_dims, width, out_channels)
-        if not 0 <= deep_supervision < max(steps, 1) or (deep_supervision and isinstance(self.head, Heads)):
+        last = head(spatial_dims, width, out_channels)
+        if not 0 <= deep_supervision < max(steps, 1) or (deep_supervision and isinstance(last, Heads)):
             raise ConfigError(
-                f"deep_supervision {deep_supervision}, head {type(self.head).__name__}: expected at most "
+                f"deep_supervision {deep_supervision}, head {type(last).__name__}: expected at most "
                 f"{max(steps - 1, 0)} of {len(channels)} levels, and a head of one output"
             )
-        self.side_heads = nn.ModuleList(
-            head(spatial_dims, up_widths[-2 - number], out_channels) for number in range(deep_supervision)
+        super().__init__(
+            spatial_dims,
+            in_channels,
+            out_channels,
+            encoder,
+            decoder,
+            last,
+            [math.prod(factors) for factors in zip(*axes, strict=True)] or [1] * spatial_dims,
+            initializer,
+            [head(spatial_dims, up_widths[-2 - number], out_channels) for number in range(deep_supervision)],
         )
-        self.mode = linear_mode(spatial_dims)
-        self.normalized = normalizes(self.encoder[-1])
-        if initializer is not None:
-            self.apply(initializer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of a batch of images."""
-        if not torch.jit.is_scripting() and not torch.jit.is_tracing():
-            self._check(x)
-        skips: list[Tensor] = []
-        for level in self.encoder:
-            x = level(x)
-            skips.append(x)
-        size = skips[0].shape[2:]
-        skips.pop()
-        features: list[Tensor] = []
-        for level in self.decoder:
-            x = level(x, skips.pop())
-            if self.training and len(self.side_heads) > 0:
-                features.append(x)
-        logits = self.head(x)
-        if not self.training or len(self.side_heads) == 0:
-            return logits
-        stack: list[Tensor] = [logits]
-        for number, head in enumerate(self.side_heads):
-            side = head(features[-2 - number])
-            stack.append(functional.interpolate(side, size=size, mode=self.mode, align_corners=False))
-        return torch.stack(stack, dim=1)
-
-    @torch.jit.unused
-    def _check(self, x: Tensor) -> None:
-        require_image(self, x)
-        require_voxels_to_normalize(self, x)
-
-
-class UpLevel(nn.Module):
-    """One level of a decoder: up-sample, resize to the skip where sizes differ, join, and refine.
-
-    Shape:
-        ``(B, C, *coarse)``, ``(B, S, *fine)`` -> ``(B, D, *fine)``
-
-    Example:
-        >>> up, skip = TransposedConv(2, 8, 4), Concatenate(2, 4, 4)
-        >>> UpLevel(2, up, skip, ConvActNorm(2, 8, 4))(torch.zeros(1, 8, 4, 4), torch.zeros(1, 4, 7, 8)).shape
-        torch.Size([1, 4, 7, 8])
-    """
-
-    def __init__(self, spatial_dims: int, up: nn.Module, skip: nn.Module, blocks: nn.Module) -> None:
-        super().__init__()
-        self.up = up
-        self.skip = skip
-        self.blocks = blocks
-        self.mode = linear_mode(spatial_dims)
-
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Return the features at the size of the skip."""
-        x = self.up(x)
-        if x.shape[2:] != skip.shape[2:]:
-            x = functional.interpolate(x, size=skip.shape[2:], mode=self.mode, align_corners=False)
-        return self.blocks(self.skip(skip, x))
 
 
 def _width(part: nn.Module, asked: int) -> int:
     return int(getattr(part, "out_channels", asked))
-
-
-def _one_per(name: str, value: int | Sequence, count: int, what: str) -> list:
-    values = [value] * count if isinstance(value, int) else list(value)
-    if len(values) != count:
-        raise ConfigError(f"{name} has {len(values)} entries; expected {count}, one per {what}, or one number")
-    return values

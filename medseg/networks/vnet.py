@@ -6,12 +6,9 @@ from monai.networks.blocks import ADN, Convolution, ResidualUnit
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medseg.errors import ConfigError
-
-from .arguments import require_network
+from .arguments import one_per, require_network
 from .blocks import Concatenate, Head, TransposedConv, he_normal
 from .encoder_decoder import EncoderDecoder
-from .unet import UpLevel
 
 
 class StridedConv(nn.Module):
@@ -61,7 +58,8 @@ class VNet(EncoderDecoder):
         in_channels: channels of the image.
         out_channels: channels of the output: 1 for one class against background by sigmoid, else one per class.
         channels: width of each level of the encoder; the decoder's are twice as wide.
-        layers: convolutions of each stage, from the full size down; the same on the way back.
+        layers: convolutions of each stage, one number or one per level, from the full size down; the same on the way
+            back.
         act: a MONAI activation.
         norm: a MONAI normalization; the paper has none.
         initializer: applied to every module when the network is built; None leaves torch's own initialization.
@@ -91,7 +89,7 @@ class VNet(EncoderDecoder):
         in_channels: int,
         out_channels: int,
         channels: Sequence[int] = (16, 32, 64, 128, 256),
-        layers: Sequence[int] = (1, 2, 3, 3, 3),
+        layers: int | Sequence[int] = (1, 2, 3, 3, 3),
         act: str | tuple | None = "PRELU",
         norm: str | tuple | None = None,
         initializer: Callable[[nn.Module], None] | None = he_normal,
@@ -99,8 +97,7 @@ class VNet(EncoderDecoder):
         require_network(
             spatial_dims, in_channels=in_channels, out_channels=out_channels, channels=channels, layers=layers
         )
-        if len(channels) != len(layers):
-            raise ConfigError(f"layers has {len(layers)} entries; expected {len(channels)}, one per entry of channels")
+        depths = one_per("layers", layers, len(channels), "entry of channels")
 
         def stage(before: int, width: int, depth: int) -> nn.Module:
             residual = ResidualUnit(
@@ -109,26 +106,18 @@ class VNet(EncoderDecoder):
             adn = ADN(ordering="NA", in_channels=width, act=act, norm=norm, norm_dim=spatial_dims)
             return nn.Sequential(residual, adn)
 
-        encoder = [stage(in_channels, channels[0], layers[0])]
-        for before, width, depth in zip(channels, channels[1:], layers[1:], strict=False):
+        encoder = [stage(in_channels, channels[0], depths[0])]
+        for before, width, depth in zip(channels, channels[1:], depths[1:], strict=False):
             down = StridedConv(spatial_dims, before, width, act, norm)
             encoder.append(nn.Sequential(down, stage(width, width, depth)))
 
         decoder = []
         before = channels[-1]
-        for skip, depth in reversed(list(zip(channels[:-1], layers[:-1], strict=True))):
+        for skip, depth in reversed(list(zip(channels[:-1], depths[:-1], strict=True))):
             up = TransposedConv(spatial_dims, before, skip, kernel_size=None, act=act, norm=norm)
             before = 2 * skip
             join = Concatenate(spatial_dims, skip, skip)
-            decoder.append(UpLevel(spatial_dims, up, join, stage(before, before, depth)))
+            decoder.append((up, join, stage(before, before, depth)))
         head = Head(spatial_dims, before, out_channels, kernel_size=1)
-        super().__init__(
-            spatial_dims,
-            in_channels,
-            out_channels,
-            encoder,
-            decoder,
-            head,
-            2 ** (len(channels) - 1),
-            initializer,
-        )
+        reduction = [2 ** (len(channels) - 1)] * spatial_dims
+        super().__init__(spatial_dims, in_channels, out_channels, encoder, decoder, head, reduction, initializer)

@@ -56,16 +56,14 @@ def pad_by(x: Tensor, width: int, mode: str) -> Tensor:
 def gather(padded: Tensor, voxels: Tensor, size: int, triplanar: bool) -> Tensor:
     """Return patches of one image, padded by half their size; `voxels` are indices before the padding."""
     if padded.ndim == 3:
-        flat = padded.unfold(1, size, 1).unfold(2, size, 1)
-        return flat[:, voxels[:, 0], voxels[:, 1]].movedim(0, 1)
+        return padded.unfold(1, size, 1).unfold(2, size, 1).movedim(0, 2)[voxels[:, 0], voxels[:, 1]]
     x, y, z = voxels[:, 0], voxels[:, 1], voxels[:, 2]
     if not triplanar:
-        cubes = padded.unfold(1, size, 1).unfold(2, size, 1).unfold(3, size, 1)
-        return cubes[:, x, y, z].movedim(0, 1)
+        return padded.unfold(1, size, 1).unfold(2, size, 1).unfold(3, size, 1).movedim(0, 3)[x, y, z]
     half = size // 2
     planes = [
-        padded.unfold(1, size, 1).unfold(2, size, 1)[:, x, y, z + half],
-        padded.unfold(1, size, 1).unfold(3, size, 1)[:, x, y + half, z],
-        padded.unfold(2, size, 1).unfold(3, size, 1)[:, x + half, y, z],
+        padded.unfold(1, size, 1).unfold(2, size, 1).movedim(0, 3)[x, y, z + half],
+        padded.unfold(1, size, 1).unfold(3, size, 1).movedim(0, 3)[x, y + half, z],
+        padded.unfold(2, size, 1).unfold(3, size, 1).movedim(0, 3)[x + half, y, z],
     ]
-    return torch.cat(planes).movedim(0, 1)
+    return torch.cat(planes, 1)

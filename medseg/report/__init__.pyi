@@ -1,4 +1,4 @@
-from .dataset import alignment_picture as alignment_picture
+from .case_picture import alignment_picture as alignment_picture
 from .dataset import dataset_report as dataset_report
 from .figures import case_dice_plot as case_dice_plot
 from .figures import dice_histogram as dice_histogram

@@ -1,6 +1,5 @@
 """The report in a dataset's folder: what a person checks before training."""
 
-import io
 import json
 import os
 from collections import Counter, defaultdict
@@ -8,29 +7,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
-from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
-from skimage.segmentation import find_boundaries
+from PIL import Image
 
 from ..errors import DatasetError, GeometryError, ReadError
 from ..io.atomic import atomic_path
-from ..io.position import is_picture, position_index
 from ..io.threads import in_order
 from ..metrics import outliers
-from .figures import ORANGE, SKY, VERMILLION, distribution_plot
+from .case_picture import HEIGHT, LABEL_COLORS, alignment_picture, jpeg
+from .figures import distribution_plot
 from .page import data_uri, embed, environment
 
-LABEL_COLORS = (VERMILLION, SKY, ORANGE, "#F0E442", "#009E73", "#CC79A7")
-SOFT_TISSUE = (-160.0, 240.0)  # HU: center 40, width 400
-HEIGHT = 150  # pixels of a picture
 VOLUME = "volume_ml_"
-RED = (255, 0, 0)
-# What a picture of a case may take in the page, so that a thousand of them open at once.
-_QUALITY = 75
 _MOST_PIXELS = 50_000_000  # of an attached picture
 
 
@@ -53,6 +43,7 @@ def dataset_report(
     dataset_dir: Path,
     findings: Sequence[_Found] | None = None,
     *,
+    pictures: Mapping[str, bytes] | None = None,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -64,6 +55,8 @@ def dataset_report(
     Args:
         dataset_dir: the folder that ``data_prep build`` wrote.
         findings: what :func:`medseg.data.check_dataset` returned; without it the report says that nothing was checked.
+        pictures: JPEG of cases that were drawn already, when their files were read for another purpose
+            (``medseg.report.case_picture.draw_case``); the files of the others are read here.
         workers: threads that make pictures; default: one per core.
         progress: called with (cases done, cases in all).
 
@@ -77,16 +70,25 @@ def dataset_report(
     """
     root = Path(dataset_dir)
     info = _read_json(root / "dataset.json", needed=True)
-    labels = {str(name): value for name, value in info.get("labels", {}).items() if isinstance(value, int) and value}
-    classes = [str(name) for name in info.get("classes", {})]
-    channels = [str(name) for _, name in sorted(info.get("channel_names", {}).items(), key=lambda item: int(item[0]))]
+    given = {key: info.get(key, {}) for key in ("channel_names", "labels", "classes")}
+    for key, names in given.items():
+        if not isinstance(names, dict):
+            what = f"{root / 'dataset.json'}: {key} is a {type(names).__name__}, names and values expected"
+            raise DatasetError(f"{what}; build the dataset again")
+    labels = {str(name): value for name, value in given["labels"].items() if isinstance(value, int) and value}
+    classes = [str(name) for name in given["classes"]]
+    # In the order of their numbers, as text: "10" comes after "9".
+    channels = [str(name) for _, name in sorted(given["channel_names"].items(), key=lambda item: (len(item[0]), item))]
     if not channels:
         raise DatasetError(f"{root / 'dataset.json'}: no channel_names in it; build the dataset again")
     cases = _read_cases(root / "cases.csv")
     manifest = _read_json(root / "manifest.json")
     parts = _parts(_read_json(root / "splits.json"))
     volumes = {label: _numbers(cases, f"{VOLUME}{label}") for label in labels if f"{VOLUME}{label}" in cases}
-    spacings = _spacings(cases)
+    voxels = np.nanprod(_axes(cases["shape"]), axis=1)
+    spacings = {
+        axis: values for axis, values in zip("xyz", _axes(cases["spacing"]).T, strict=True) if np.isfinite(values).any()
+    }
     of_case: dict[str, list[_Found]] = defaultdict(list)
     for found in findings or ():
         of_case[found.case].append(found)
@@ -96,16 +98,17 @@ def dataset_report(
     def row_of(position: int) -> dict[str, Any]:
         case = cases.iloc[position]
         found = of_case[case["case"]]
-        pictures, problem = _pictures_of(root, case, channels, labels, attached[case["case"]])
+        drawn = (pictures or {}).get(case["case"])
+        shown, problem = _pictures_of(root, case, channels, labels, attached[case["case"]], drawn)
         return {
             **{key: case[key] for key in ("case", "patient", "stratum", "class", "lesion", "shape", "spacing")},
             "part": ", ".join(parts.get(case["case"], [])),
-            "voxels": _product(case["shape"]),
+            "voxels": float(voxels[position]),
             "volumes": [float(values[position]) for values in volumes.values()],
             "found": found,
             "rank": sum(1000 if item.severity == "error" else 1 for item in found),
             "picture_problem": problem,
-            "pictures": pictures,
+            "pictures": shown,
             "files": [path.name for path in attached[case["case"]] if path.suffix != ".png"],
         }
 
@@ -164,177 +167,46 @@ def dataset_report(
     return out
 
 
-def alignment_picture(
-    images: Sequence[Path], label: Path | None, channels: Sequence[str], height: int = HEIGHT, position: str = ""
-) -> Image.Image:
-    """One slice of a case, channels side by side, with the outline of every label: does the mask lie on the image?
-
-    The slice is the one with the largest labelled area; without a label it is the one through the position of the
-    lesion, which gets a red dot, or the middle one. It is cut across the axis with the thickest slices (foot to head
-    where voxels are about as long on all sides), and turned as a radiologist looks at it: the patient's left on the
-    right, the front (or the head) at the top. CT is shown from -160 to 240 HU, other channels between the first and
-    99th percentile of the slice.
-
-    Args:
-        images: one NIfTI file per channel.
-        label: NIfTI file of the label map, or None.
-        channels: name of each channel.
-        height: height of the picture in pixels.
-        position: of a lesion, as in cases.csv: RAS mm; of a picture its column and row.
-
-    Raises:
-        ReadError: a file is no readable NIfTI.
-        GeometryError: the files differ in shape or affine; the message holds the shapes.
-    """
-    volumes = [_open(path) for path in images]
-    mask_file = _open(label) if label is not None else None
-    shape, affine = volumes[0].shape, volumes[0].affine
-    for other in [*volumes[1:], *([mask_file] if mask_file is not None else [])]:
-        if other.shape != shape:
-            what = "label" if other is mask_file else "channel"
-            raise GeometryError(f"image {_x(shape)} and {what} {_x(other.shape)} differ in shape")
-        if not np.allclose(other.affine, affine, atol=1e-3):
-            raise GeometryError(f"image and {'label' if other is mask_file else 'channel'} differ in affine")
-    if len(shape) != 3:
-        raise GeometryError(f"image {_x(shape)} is not 3D")
-    mask = _read(mask_file, slice(None), 0) if mask_file is not None else np.zeros(shape, np.uint8)
-    axis = _slice_axis(shape, affine)
-    areas = np.count_nonzero(mask, axis=tuple({0, 1, 2} - {axis}))
-    point = position_index(position, shape, affine) if position.strip() else None
-    number = int(areas.argmax()) if areas.any() else shape[axis] // 2
-    if point is not None and not areas.any():
-        number = int(np.clip(np.rint(point[axis]), 0, shape[axis] - 1))
-    keep = slice(number, number + 1)
-    flat = np.take(mask, [number], axis=axis)
-    turn, zooms = _turn(shape, affine)
-    outline, spacing = _as_shown(flat, turn, axis, zooms)
-    panels = []
-    for volume, name in zip(volumes, channels, strict=True):
-        picture, _ = _as_shown(_read(volume, keep, axis), turn, axis, zooms)
-        panels.append(_panel(picture, outline, spacing, name, height))
-        if point is not None and abs(point[axis] - number) <= 1:
-            _dot(panels[-1], point, shape, turn, axis)
-    whole = Image.new("RGB", (sum(panel.width for panel in panels) + 3 * (len(panels) - 1), height), "white")
-    left = 0
-    for panel in panels:
-        whole.paste(panel, (left, 0))
-        left += panel.width + 3
-    return whole
-
-
-def _panel(
-    picture: NDArray[Any], labels: NDArray[Any], spacing: tuple[float, float], channel: str, height: int
-) -> Image.Image:
-    """A gray picture [row, column] with outlines, its pixels as long as they are in the patient."""
-    picture = np.nan_to_num(picture.astype(np.float32))
-    ct = channel.upper().split("_")[0] == "CT"
-    low, high = SOFT_TISSUE if ct else (float(value) for value in np.percentile(picture, (1, 99)))
-    gray = (np.clip((picture - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
-    rows, columns = gray.shape
-    width = round(height * columns * spacing[1] / (rows * spacing[0]))
-    size = (min(max(width, 8), 3 * height), height)
-    color = np.asarray(Image.fromarray(gray).resize(size, Image.Resampling.BICUBIC).convert("RGB")).copy()
-    large = np.asarray(Image.fromarray(labels.astype(np.uint8)).resize(size, Image.Resampling.NEAREST))
-    for value in np.unique(large[large > 0]):
-        # A frame of background outlines also what touches the edge.
-        edge = find_boundaries(np.pad(large == value, 1), mode="inner")[1:-1, 1:-1]
-        paint = LABEL_COLORS[(int(value) - 1) % len(LABEL_COLORS)]
-        color[edge] = [int(paint[place : place + 2], 16) for place in (1, 3, 5)]
-    return Image.fromarray(color)
-
-
-def _dot(panel: Image.Image, point: NDArray[Any], shape: Sequence[int], turn: NDArray[Any], axis: int) -> None:
-    """A red dot on a panel, where a point of the array lies."""
-    turned, sizes = np.empty(3), np.empty(3)
-    for first, (second, sign) in enumerate(turn.astype(int)):
-        turned[second] = point[first] if sign > 0 else shape[first] - 1 - point[first]
-        sizes[second] = shape[first]
-    across, down = sorted({0, 1, 2} - {int(turn[axis, 0])})
-    x, y = ((turned[side] + 0.5) / sizes[side] * panel.size[place] for place, side in enumerate((across, down)))
-    ImageDraw.Draw(panel).ellipse((x - 2.5, y - 2.5, x + 2.5, y + 2.5), fill=RED)
-
-
-def _slice_axis(shape: Sequence[int], affine: NDArray[Any]) -> int:
-    """The axis across the slices."""
-    if 1 in shape:
-        return list(shape).index(1) if shape[2] != 1 else 2
-    zooms = nib.affines.voxel_sizes(affine)
-    if zooms.max() > 1.5 * np.median(zooms):
-        return int(zooms.argmax())
-    return int(np.abs(affine[2, :3] / zooms).argmax())
-
-
-def _turn(shape: Sequence[int], affine: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """How to reorder and flip the axes to left, posterior, inferior; the spacing of the axes after that."""
-    zooms = nib.affines.voxel_sizes(affine)
-    if is_picture(shape, affine):
-        return np.array([[0, 1], [1, 1], [2, 1]]), zooms  # a picture: it has no place in a patient
-    turn = ornt_transform(io_orientation(affine), axcodes2ornt(("L", "P", "I")))
-    turned = np.empty(3)
-    turned[turn[:, 0].astype(int)] = zooms
-    return turn, turned
-
-
-def _as_shown(
-    flat: NDArray[Any], turn: NDArray[Any], axis: int, zooms: NDArray[Any]
-) -> tuple[NDArray[Any], tuple[float, float]]:
-    """The slice as rows and columns, with their spacing."""
-    across = int(turn[axis, 0])
-    first, second = sorted({0, 1, 2} - {across})
-    picture = np.take(apply_orientation(flat, turn), 0, axis=across).T
-    return picture, (float(zooms[second]), float(zooms[first]))
-
-
-def _open(path: Path) -> nib.nifti1.Nifti1Image:
-    try:
-        image = nib.load(path)
-    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError) as error:
-        raise ReadError(f"{path.name} cannot be read") from error
-    if not isinstance(image, nib.nifti1.Nifti1Image):
-        raise ReadError(f"{path.name} is not a NIfTI file")
-    return image
-
-
-def _read(image: nib.nifti1.Nifti1Image, keep: slice, axis: int) -> NDArray[Any]:
-    index = [slice(None)] * 3
-    index[axis] = keep
-    try:
-        return np.asarray(image.dataobj[tuple(index)])
-    except Exception as error:  # gzip, zlib and nibabel have each their own
-        raise ReadError(f"{Path(image.get_filename() or 'file').name} cannot be read, it may be cut short") from error
-
-
 def _pictures_of(
-    root: Path, row: "pd.Series[str]", channels: Sequence[str], labels: Mapping[str, int], attached: Sequence[Path]
+    root: Path,
+    row: "pd.Series[str]",
+    channels: Sequence[str],
+    labels: Mapping[str, int],
+    attached: Sequence[Path],
+    drawn: bytes | None,
 ) -> tuple[list[tuple[str, str]], str]:
     """Pictures of a case, each with its name, as data URIs, and a problem or nothing."""
     case = row["case"]
     if Path(case).name != case:
         return [], "no file name"
-    pictures, problems = [], []
-    images = [
-        next((path for folder in ("imagesTr", "imagesTs") if (path := root / folder / name).is_file()), None)
-        for name in (f"{case}_{channel:04d}.nii.gz" for channel in range(len(channels)))
-    ]
-    found = [image for image in images if image is not None]
-    label = next(
-        (path for folder in ("labelsTr", "labelsTs") if (path := root / folder / f"{case}.nii.gz").is_file()), None
-    )
+    pictures: list[tuple[str, str]] = []
+    problems: list[str] = []
     try:
-        if len(found) < len(images):
-            raise ReadError("image absent")
-        pictures.append((case, _jpeg(alignment_picture(found, label, channels, position=row["position"]))))
-        if label is None and labels:
-            problems.append("no label file")
+        if drawn is None:
+            drawn = jpeg(_draw(root, case, channels, labels, row["position"], problems))
+        pictures.append((case, data_uri("jpeg", drawn)))
     except (ReadError, GeometryError) as error:
         problems.append(str(error))
     for path in attached:
         if path.suffix == ".png":
             try:
-                pictures.append((path.name, _jpeg(_attached_picture(path))))
+                pictures.append((path.name, data_uri("jpeg", jpeg(_attached_picture(path)))))
             except (OSError, SyntaxError, ValueError):
                 problems.append(f"{path.name} cannot be read")
     return pictures, "; ".join(problems)
+
+
+def _draw(
+    root: Path, case: str, channels: Sequence[str], labels: Mapping[str, int], position: str, problems: list[str]
+) -> Image.Image:
+    images = [root / "imagesTr" / f"{case}_{channel:04d}.nii.gz" for channel in range(len(channels))]
+    if not all(image.is_file() for image in images):
+        raise ReadError("image absent")
+    label = root / "labelsTr" / f"{case}.nii.gz"
+    outlined = bool(labels) and label.is_file()
+    if labels and not outlined:
+        problems.append("no label file")
+    return alignment_picture(images, label if outlined else None, channels, position=position)
 
 
 def _attached_picture(path: Path) -> Image.Image:
@@ -344,12 +216,6 @@ def _attached_picture(path: Path) -> Image.Image:
         small = picture.convert("RGB")
     small.thumbnail((4 * HEIGHT, HEIGHT), Image.Resampling.BICUBIC)
     return small
-
-
-def _jpeg(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=_QUALITY, subsampling=0, optimize=True)
-    return data_uri("jpeg", buffer.getvalue())
 
 
 def _attachments(root: Path, cases: "pd.Series[str]") -> dict[str, list[Path]]:
@@ -404,13 +270,10 @@ def _numbers(cases: pd.DataFrame, column: str) -> NDArray[np.float64]:
     return pd.to_numeric(cases[column], errors="coerce").to_numpy(float)
 
 
-def _spacings(cases: pd.DataFrame) -> dict[str, NDArray[np.float64]]:
-    axes: dict[str, list[float]] = {"x": [], "y": [], "z": []}
-    for text in cases["spacing"]:
-        parts = pd.to_numeric(pd.Series(text.split("x")), errors="coerce").to_list()
-        for axis, value in zip(axes, [*parts, np.nan, np.nan, np.nan], strict=False):
-            axes[axis].append(float(value))
-    return {axis: np.asarray(values) for axis, values in axes.items() if np.isfinite(values).any()}
+def _axes(column: "pd.Series[str]") -> NDArray[np.float64]:
+    """Three numbers of each text such as ``96x96x40``; NaN where there is none."""
+    axes = column.str.split("x", expand=True).reindex(columns=range(3))
+    return axes.apply(pd.to_numeric, errors="coerce").to_numpy(float)
 
 
 def _worst_first(
@@ -534,7 +397,8 @@ def _words(value: Any) -> str:
 
 def _failures(manifest: Mapping[str, Any], key: str) -> list[dict[str, str]]:
     rows = []
-    for entry in manifest.get(key) or []:
+    entries = manifest.get(key) or []
+    for entry in entries if isinstance(entries, list) else [entries]:
         if isinstance(entry, dict):
             sources = entry.get("sources")
             text = ", ".join(map(str, sources)) if isinstance(sources, list) else ""
@@ -542,12 +406,3 @@ def _failures(manifest: Mapping[str, Any], key: str) -> list[dict[str, str]]:
         else:
             rows.append({"case": "", "sources": "", "what": str(entry)})
     return rows
-
-
-def _product(shape: str) -> float:
-    parts = pd.to_numeric(pd.Series(shape.split("x")), errors="coerce")
-    return float(np.prod(parts.to_numpy(float)))
-
-
-def _x(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))

@@ -19,6 +19,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 from skimage.measure import find_contours
 
+from ..io.channel_names import is_pet
 from .runs import Pictures
 
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
@@ -379,12 +380,6 @@ def slice_pictures(
             borderaxespad=0.0,
         )
         return figure
-
-
-def is_pet(channel: str) -> bool:
-    """Whether a channel's name says that it is PET."""
-    words = channel.upper().replace("-", " ").replace("_", " ").split()
-    return any(word in ("PET", "PT", "SUV", "SUVBW") for word in words)
 
 
 def _shown(

@@ -9,12 +9,12 @@ import pandas as pd
 
 from ..errors import DatasetError, ReadError
 from ..io.atomic import atomic_write_text
+from ..io.channel_names import is_pet
 from .figures import (
     PREDICTION_COLOR,
     TRUTH_COLOR,
     case_dice_plot,
     dice_histogram,
-    is_pet,
     patient_box_plot,
     slice_pictures,
     training_curves,

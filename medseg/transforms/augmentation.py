@@ -2,7 +2,7 @@
 
 A preset is a list of transforms, drawn anew for every sample; masks get the same draw as the image and keep their
 values (nearest neighbor). Beyond the border the nearest voxel is repeated, which is right for Hounsfield units, windows
-and z-scores alike, where 0 would be water, black or the mean.
+and z-scores alike, where 0 would be water, black or the mean. MONAI's lazy resampling ignores both: leave it off.
 
 ``axes`` are the spatial axes of a slice: the horizontal one, along the rows of the picture (in axial and coronal slices
 it runs from one side of the patient to the other), then the vertical one. In a picture, a DICOM series and the slices

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from monai.config import KeysCollection, NdarrayOrTensor
+from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends, convert_to_dst_type, convert_to_numpy
 
 from medseg.errors import ConfigError, GeometryError, MedsegError, ReadError
+from medseg.transforms.same_grid import SAME_GRID, voxels_apart
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -62,8 +64,8 @@ class N4BiasFieldCorrection(Transform):
 
     Raises:
         ConfigError: an impossible parameter.
-        GeometryError: an image with other axes, or smaller than 2×2; a mask of another shape, or without a voxel above
-            0 in the image.
+        GeometryError: an image with other axes, or smaller than 2×2; a mask of another shape, at another place (where
+            both have an affine), or without a voxel above 0 in the image.
         ReadError: an image with NaN or infinite values, or one with a single value within the mask.
 
     Source:
@@ -131,6 +133,11 @@ class N4BiasFieldCorrection(Transform):
         if sum(size > 1 for size in image.shape[1:]) < 2 or not image.shape[0]:
             raise GeometryError(f"an image of shape {image.shape}: expected at least 2 voxels along two spatial axes")
         inside = [None] * len(image) if mask is None else _mask_of_each_channel(mask, image.shape)
+        if isinstance(img, MetaTensor) and isinstance(mask, MetaTensor) and voxels_apart(img, mask) > SAME_GRID:
+            raise GeometryError(
+                f"the mask lies up to {voxels_apart(img, mask):.3g} voxels away from the image: expected one grid "
+                "(affine); resample the mask with nearest neighbor first"
+            )
         corrected = np.stack([self._correct(channel, known) for channel, known in zip(image, inside, strict=True)])
         return convert_to_dst_type(corrected, dst=img, dtype=np.float32)[0]
 

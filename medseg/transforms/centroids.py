@@ -36,7 +36,7 @@ def region_centroids(label: MetaTensor, regions: int) -> Tensor:
     affine = _affine(label)
     if len(label) != 1:
         raise ConfigError(f"label of {len(label)} channels: one expected, with a number for each region")
-    values = np.asarray(label[0]).astype(np.int64).ravel()
+    values = np.asarray(label[0].cpu()).astype(np.int64).ravel()
     # Voxels of a number that is no region are counted with the background.
     values = np.where((values >= 0) & (values <= regions), values, 0)
     counts = np.bincount(values, minlength=regions + 1)
@@ -123,7 +123,6 @@ class CentroidDistances(Transform):
                 raise ConfigError(f"centroids of shape {tuple(centroids.shape)}: expected {tuple(points.shape)}")
             points = torch.where(centroids.isnan(), points, centroids.to(points))
         affine = torch.from_numpy(_affine(img))
-        # Position is a sum over the axes, so no grid of coordinates is ever held.
         position = affine[:, -1].view(3, *[1] * (img.ndim - 1))
         for axis, n in enumerate(img.shape[1:]):
             shape = [3] + [1] * (img.ndim - 1)

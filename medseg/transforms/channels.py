@@ -4,7 +4,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import MapTransform, Transform
-from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor
+from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor, ensure_tuple
 
 from medseg.errors import ConfigError
 
@@ -13,7 +13,7 @@ class SelectChannels(Transform):
     """Keep the channels of these indices, in this order: CT alone, PET alone, or both.
 
     Args:
-        channels: indices from 0.
+        channels: indices from 0; one may stand alone.
 
     Shape:
         ``(C, *spatial)`` -> ``(len(channels), *spatial)``; array for array, tensor for tensor, and a MetaTensor keeps
@@ -30,10 +30,10 @@ class SelectChannels(Transform):
 
     backend = (TransformBackends.TORCH, TransformBackends.NUMPY)
 
-    def __init__(self, channels: Sequence[int]) -> None:
-        if not channels:
+    def __init__(self, channels: int | Sequence[int]) -> None:
+        self.channels = list(ensure_tuple(channels))
+        if not self.channels:
             raise ConfigError("channels is empty; expected at least one index")
-        self.channels = list(channels)
 
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
         """Return the chosen channels."""
@@ -58,7 +58,7 @@ class SelectChannelsd(MapTransform):
 
     backend = SelectChannels.backend
 
-    def __init__(self, keys: KeysCollection, channels: Sequence[int], allow_missing_keys: bool = False) -> None:
+    def __init__(self, keys: KeysCollection, channels: int | Sequence[int], allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
         self.select = SelectChannels(channels)
 

@@ -105,7 +105,7 @@ class DenseCRF(Transform):
             "appearance_intensity": self.appearance_intensity,
             "appearance_mm": [appearance_mm],
             "smoothness_mm": [smoothness_mm],
-            "spacing": spacing or [],
+            "spacing": [] if spacing is None else spacing,
         }
         for name, values in widths.items():
             if not all(0 < value < float("inf") for value in values):

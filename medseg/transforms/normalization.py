@@ -26,7 +26,8 @@ class PopulationZScore(Transform):
         and meta.
 
     Raises:
-        ConfigError: for a standard deviation that is not positive, and for an image with another number of channels.
+        ConfigError: for statistics that are absent or not finite, for a standard deviation that is not positive, and
+            for an image with another number of channels.
 
     Source:
         Pröve 2017 (knee bones in MRI), z-score with mean and standard deviation of the training population.
@@ -39,12 +40,13 @@ class PopulationZScore(Transform):
     backend = (TransformBackends.TORCH, TransformBackends.NUMPY)
 
     def __init__(self, statistics: Mapping[str, Sequence[float]]) -> None:
-        self.mean = torch.tensor(statistics["mean"], dtype=torch.float32)
-        self.std = torch.tensor(statistics["std"], dtype=torch.float32)
-        if self.mean.ndim != 1 or self.mean.shape != self.std.shape or not bool((self.std > 0).all()):
+        mean, std = statistics.get("mean", ()), statistics.get("std", ())
+        self.mean, self.std = torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
+        alike = self.mean.ndim == 1 and self.mean.shape == self.std.shape != (0,)
+        if not alike or not torch.stack([self.mean, self.std]).isfinite().all() or not (self.std > 0).all():
             raise ConfigError(
-                f"statistics: mean {statistics['mean']} and std {statistics['std']}, expected a number per channel "
-                "each, the std positive; a channel that is constant in the training set cannot be normalized by it"
+                f"statistics: mean {mean} and std {std}, expected a number per channel each, the std positive; a "
+                "channel that is constant in the training set cannot be normalized by it"
             )
 
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:

@@ -1,6 +1,5 @@
 """Patches around a lesion: of a physical size around a point in the patient, or a part of a picture around a pixel."""
 
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import BorderPad, MapTransform, SpatialCrop, Transform
+from monai.transforms import CropForeground, MapTransform, Transform
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -37,7 +36,8 @@ class LesionPatch(Transform):
 
     Raises:
         ConfigError: no size, or no spacing.
-        GeometryError: the point lies outside the image, or the slices are tilted more than 15° to those of ``like``.
+        GeometryError: an image that has no affine or is not 3D, the point lies outside of it, or the slices are tilted
+            more than 15° to those of ``like``.
 
     Example:
         >>> image = MetaTensor(torch.zeros(1, 40, 30, 5), affine=np.diag([0.5, 0.5, 3.0, 1.0]))
@@ -54,6 +54,11 @@ class LesionPatch(Transform):
 
     def __call__(self, img: MetaTensor, position: Sequence[float], like: MetaTensor | None = None) -> MetaTensor:
         """Return the patch of ``img`` around ``position`` (RAS mm), on the grid of ``like`` where it is given."""
+        if not isinstance(img, MetaTensor) or img.ndim != 4 or len(position) != 3:
+            raise GeometryError(
+                f"a {type(img).__name__} of shape {tuple(img.shape)} and a point of {len(position)} numbers: expected "
+                "a MetaTensor (C, X, Y, Z), as read_image gives it, and a point in RAS mm"
+            )
         affine = np.asarray(img.affine, dtype=np.float64)
         index = np.linalg.inv(affine) @ [*position, 1.0]
         shape = np.array(img.shape[1:])
@@ -162,26 +167,24 @@ class CropFraction(Transform):
     def __init__(self, fraction: Sequence[float], fill: float = 0.0) -> None:
         if len(fraction) != 2 or not all(0 < part <= 1 for part in fraction):
             raise ConfigError(f"fraction: {_text(fraction)} given, of width and height, above 0 and at most 1 expected")
-        self.fraction, self.fill = tuple(fraction), fill
+        self.fraction = tuple(fraction)
+        self.cropper = CropForeground(allow_smaller=False, value=fill)
 
     def __call__(self, img: MetaTensor, center: Sequence[float]) -> MetaTensor:
         """Return the crop around the pixel nearest to ``center`` (X, Y, from 0)."""
-        middle = [int(np.floor(value + 0.5)) for value in center[:2]]
         shape = img.shape[1:3]
-        if not all(0 <= at < n for at, n in zip(middle, shape, strict=True)):
+        if not all(-0.5 <= at < n - 0.5 for at, n in zip(center[:2], shape, strict=True)):
             raise GeometryError(
                 f"the pixel {_text(center)} is not in the image of {shape[0]} × {shape[1]} pixels (X × Y, from 0)"
             )
-        half = [int(n * part / 2) for n, part in zip(shape, self.fraction, strict=True)]
-        rest = [0] * (img.ndim - 3)
-        pad = BorderPad([edge for n in (*half, *rest) for edge in (n, n)], mode="constant", value=self.fill)
-        start = [*middle, *rest]  # padding moves the crop's first pixel from middle - half to middle
-        size = [2 * n + 1 for n in half] + list(img.shape[3:])
-        crop = SpatialCrop(roi_start=start, roi_end=[a + n for a, n in zip(start, size, strict=True)])
-        cut = crop(pad(img))
+        middle = np.floor(np.asarray(center[:2]) + 0.5).astype(int)
+        half = (np.array(shape) * self.fraction / 2).astype(int)
+        start, end = middle - half, middle + half + 1
+        deep = img.shape[3:]
+        cut = self.cropper.crop_pad(img, np.array([*start, *[0] * len(deep)]), np.array([*end, *deep]))
         if isinstance(cut, MetaTensor):
-            there = [min(at + n + 1, m) - max(at - n, 0) for at, n, m in zip(middle, half, shape, strict=True)]
-            cut.meta["outside"] = 1 - math.prod(there) / math.prod(size[:2])
+            there = np.minimum(end, shape) - np.maximum(start, 0)
+            cut.meta["outside"] = float(1 - there.prod() / (end - start).prod())
         return cut
 
 

@@ -16,18 +16,13 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends
 
 from medseg.errors import ConfigError, GeometryError, ReadError
+from medseg.transforms.registration_quality import BINS, MINIMUM_SIZE, SEED, Probe, require_better
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
 KINDS = ("rigid", "affine", "bspline")
 MODES = ("bilinear", "nearest")
-
-# A result is refused below these; and where mutual information fell and points moved by more than half a voxel, the
-# finest side: an image registered to itself may end a hair from where it began.
-MINIMUM_OVERLAP = 0.25  # of the smaller of the two volumes
-MINIMUM_JACOBIAN = 0.1  # of the local volume; 0 is a fold
-MINIMUM_INFORMATION = 0.02  # nats beyond what chance gives
 
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _LINEAR_LEVELS = (8.0, 4.0, 2.0, 0.0)  # mm of a voxel; 0: as stored
@@ -36,10 +31,6 @@ _BSPLINE_LEVELS = (4.0, 2.0)
 _BSPLINE_STEPS = 100
 _SAMPLES = 100_000
 _STEP_SAMPLES = 5_000
-_PROBE_SAMPLES = 1_000_000
-_BINS = 32
-_SEED = 1  # SimpleITK takes 0 for the clock
-_MINIMUM_SIZE = 4
 _COMMENT = "#medseg "
 
 
@@ -148,19 +139,20 @@ class Registration:
         _grid(image, "the image to bring over")
         nearest = mode == "nearest"
         values = image.as_tensor().cpu()
-        boolean = values.dtype == torch.bool
-        array = (values.to(torch.uint8) if boolean else values if nearest else values.float()).numpy()
+        kind = values.dtype if nearest else torch.float32
+        if not nearest or kind in (torch.bool, torch.float16, torch.bfloat16):  # of which ITK has none
+            values = values.float()
         moved = []
-        for channel in array:
+        for channel in values.numpy():
             outside = 0.0 if nearest else float(channel.min())
             resampled = sitk.Resample(
                 _itk(channel, image), grid, transform, sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear, outside
             )
             moved.append(sitk.GetArrayFromImage(resampled).transpose(2, 1, 0))
-        result = torch.from_numpy(np.stack(moved))
+        result = torch.from_numpy(np.stack(moved)).to(kind)
         meta = dict(image.meta) | {"spatial_shape": np.asarray(result.shape[1:])}
         meta.pop("affine", None)
-        return MetaTensor(result.bool() if boolean else result, affine=fixed.affine.clone(), meta=meta)
+        return MetaTensor(result, affine=fixed.affine.clone(), meta=meta)
 
 
 class Register(Transform):
@@ -218,7 +210,7 @@ class Register(Transform):
     def __call__(self, moving: MetaTensor, fixed: MetaTensor) -> tuple[MetaTensor, Registration]:
         """Return the moving image on the grid of the fixed one, and the registration."""
         scaled_moving, scaled_fixed = _scaled(moving, "the moving image"), _scaled(fixed, "the fixed image")
-        probe = _Probe(scaled_fixed, scaled_moving)
+        probe = Probe(scaled_fixed, scaled_moving)
         try:
             transform = self._search(scaled_fixed, scaled_moving, probe)
         except RuntimeError as error:
@@ -227,11 +219,11 @@ class Register(Transform):
                 "show the same part of the body, or bring them closer first"
             ) from error
         figures = probe.figures(transform)
-        _require_better(figures, min(scaled_fixed.GetSpacing()) / 2)
+        require_better(figures, min(scaled_fixed.GetSpacing()) / 2)
         registration = Registration(self.kind, _written(transform), figures)
         return registration.apply(moving, fixed), registration
 
-    def _search(self, fixed: "sitk.Image", moving: "sitk.Image", probe: "_Probe") -> "sitk.Transform":
+    def _search(self, fixed: "sitk.Image", moving: "sitk.Image", probe: "Probe") -> "sitk.Transform":
         import SimpleITK as sitk
 
         rigid = _optimized(fixed, moving, probe.start(), _LINEAR_LEVELS)
@@ -261,7 +253,8 @@ class Registerd(MapTransform):
         allow_missing_keys: whether a key or a mask may be absent.
 
     Raises:
-        ConfigError: as there; where the reference is among the keys, or `mask_keys` names an image that is not.
+        ConfigError: as there; where the reference is among the keys, `mask_keys` names an image that is not, or a key
+            would be moved twice.
         GeometryError: as there, with the keys before the reason.
 
     Example:
@@ -292,6 +285,10 @@ class Registerd(MapTransform):
                     f"mask_keys {{{key!r}: {masks!r}}}: expected one of keys and a list of its masks, such as "
                     f"{{{self.keys[0]!r}: ['mask']}}"
                 )
+        moved = [*self.keys, *(mask for masks in self.mask_keys.values() for mask in masks)]
+        for key in moved:
+            if key == reference_key or moved.count(key) > 1:
+                raise ConfigError(f"mask_keys: {key!r} would be moved twice, or is the reference: expected it once")
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the dictionary with its images and masks on the reference's grid, and the registrations."""
@@ -309,117 +306,11 @@ class Registerd(MapTransform):
         return result
 
 
-class _Probe:
-    """Looks at both images at the same points: one at a random place in each cell of a grid over the fixed image.
-
-    At voxel centers, images that share a grid need no interpolation, and mutual information would prefer them unmoved.
-    """
-
-    def __init__(self, fixed: "sitk.Image", moving: "sitk.Image") -> None:
-        import SimpleITK as sitk
-
-        self.fixed_image, self.moving_image = fixed, moving
-        stride = max(1, math.ceil((fixed.GetNumberOfPixels() / _PROBE_SAMPLES) ** (1 / 3)))
-        self.grid = sitk.BinShrink(fixed, [min(stride, size // _MINIMUM_SIZE) for size in fixed.GetSize()])
-        size, spacing = self.grid.GetSize(), self.grid.GetSpacing()
-        direction = np.array(self.grid.GetDirection()).reshape(3, 3)
-        rng = np.random.default_rng(_SEED)
-        shift = rng.uniform(-0.5, 0.5, (*reversed(size), 3)) * spacing @ direction.T
-        displacement = sitk.GetImageFromArray(shift, isVector=True)
-        displacement.CopyInformation(self.grid)
-        self.jitter = sitk.DisplacementFieldTransform(displacement)
-        self.fixed = self._values(fixed, self.jitter)
-        self.unmoved = self._moved(sitk.Transform(3, sitk.sitkIdentity))
-
-    def start(self) -> "sitk.Euler3DTransform":
-        """Return where to start: the headers, or the centers of mass where those agree better."""
-        import SimpleITK as sitk
-
-        centered = sitk.Euler3DTransform(
-            sitk.CenteredTransformInitializer(
-                self.fixed_image,
-                self.moving_image,
-                sitk.Euler3DTransform(),
-                sitk.CenteredTransformInitializerFilter.MOMENTS,
-            )
-        )
-        moved = self._moved(centered)
-        if max(self._overlap(self.unmoved), self._overlap(moved)) < MINIMUM_OVERLAP:
-            raise GeometryError(
-                f"the images overlap by {self._overlap(self.unmoved):.2f} of the smaller one where the headers put "
-                f"them, and by {self._overlap(moved):.2f} with their centers of mass on each other: expected at least "
-                f"{MINIMUM_OVERLAP}; check that both show the same part of the body"
-            )
-        before, after = self._informations(moved)
-        if self._overlap(moved) < MINIMUM_OVERLAP or after <= before:
-            centered.SetTranslation((0.0, 0.0, 0.0))
-        return centered
-
-    def figures(self, transform: "sitk.Transform") -> dict[str, float]:
-        """Return the quality figures of a transform; see :class:`Registration`."""
-        import SimpleITK as sitk
-
-        moved = self._moved(transform)
-        before, after = self._informations(moved)
-        grid = self.grid
-        shift = sitk.TransformToDisplacementField(
-            transform, sitk.sitkVectorFloat64, grid.GetSize(), grid.GetOrigin(), grid.GetSpacing(), grid.GetDirection()
-        )
-        vectors = sitk.GetArrayFromImage(shift)
-        # ITK's own filter for this takes the grid's axes for those of the patient.
-        along_axes = np.stack(np.gradient(vectors, *grid.GetSpacing()[::-1], axis=(0, 1, 2))[::-1], axis=-1)
-        jacobians = np.eye(3) + along_axes @ np.array(grid.GetDirection()).reshape(3, 3).T
-        inside = ~np.isnan(moved)
-        inside = inside if inside.any() else ~inside
-        lengths = np.linalg.norm(vectors.reshape(-1, 3)[inside], axis=1)
-        center = grid.TransformContinuousIndexToPhysicalPoint([(size - 1) / 2 for size in grid.GetSize()])
-        figures = {
-            "mutual_information_before": before,
-            "mutual_information_after": after,
-            "overlap": self._overlap(moved),
-            "rotation_deg": _rotation(jacobians.reshape(-1, 3, 3)[inside].mean(axis=0)),
-            "translation_mm": math.dist(transform.TransformPoint(center), center),
-            "displacement_mean_mm": lengths.mean(),
-            "displacement_max_mm": lengths.max(),
-            "jacobian_min": np.linalg.det(jacobians).min(),
-        }
-        # No more digits than sums in any order agree on.
-        return {name: float(f"{value:.6g}") for name, value in figures.items()}
-
-    def _values(self, image: "sitk.Image", transform: "sitk.Transform") -> np.ndarray:
-        import SimpleITK as sitk
-
-        resampled = sitk.Resample(image, self.grid, transform, sitk.sitkLinear, math.nan)
-        return sitk.GetArrayFromImage(resampled).ravel()
-
-    def _moved(self, transform: "sitk.Transform") -> np.ndarray:
-        """Return the moving image's values at the points, NaN where it has none."""
-        import SimpleITK as sitk
-
-        return self._values(self.moving_image, sitk.CompositeTransform([transform, self.jitter]))
-
-    def _overlap(self, moved: np.ndarray) -> float:
-        volumes = [np.prod(i.GetSpacing()) * i.GetNumberOfPixels() for i in (self.fixed_image, self.moving_image)]
-        return float(min(1.0, np.mean(~np.isnan(moved)) * volumes[0] / min(volumes)))
-
-    def _informations(self, moved: np.ndarray) -> tuple[float, float]:
-        """Return mutual information with the headers alone and as moved, over the points that both have.
-
-        Headers which do not bring the images together have none.
-        """
-        inside = ~np.isnan(self.fixed) & ~np.isnan(moved)
-        if self._overlap(self.unmoved) < MINIMUM_OVERLAP:
-            return 0.0, _mutual_information(self.fixed[inside], moved[inside])
-        inside &= ~np.isnan(self.unmoved)
-        fixed = self.fixed[inside]
-        return _mutual_information(fixed, self.unmoved[inside]), _mutual_information(fixed, moved[inside])
-
-
 def _optimized(fixed: "sitk.Image", moving: "sitk.Image", start: Any, levels: Sequence[float]) -> Any:
     """Return the linear transform with most mutual information near `start`."""
     for level in levels:
         coarse = _coarse(fixed, level)
-        method = _method(coarse, _SAMPLES, _SEED)
+        method = _method(coarse, _SAMPLES, SEED)
         step = level or 1.0
         method.SetOptimizerAsRegularStepGradientDescent(
             step / 2, step / 500, 100, relaxationFactor=0.7, gradientMagnitudeTolerance=1e-8
@@ -443,7 +334,7 @@ def _deformation(fixed: "sitk.Image", moving: "sitk.Image", rigid: "sitk.Transfo
     for level in _BSPLINE_LEVELS:
         coarse, coarse_moving = _coarse(fixed, level), _coarse(moving, level)
         for step in range(_BSPLINE_STEPS):
-            method = _method(coarse, _STEP_SAMPLES, _SEED + step)
+            method = _method(coarse, _STEP_SAMPLES, SEED + step)
             method.SetMovingInitialTransform(rigid)
             # The length of a step, over all parameters; the root of the mean square of each is in mm.
             length = level / 16 / (1 + step / 20) ** 0.7 * math.sqrt(bspline.GetNumberOfParameters())
@@ -460,7 +351,7 @@ def _method(fixed: "sitk.Image", samples: int, seed: int) -> "sitk.ImageRegistra
     method = sitk.ImageRegistrationMethod()
     # More than one work unit sums in whatever order the threads finish: results would differ from run to run.
     method.SetNumberOfWorkUnits(1)
-    method.SetMetricAsMattesMutualInformation(_BINS)
+    method.SetMetricAsMattesMutualInformation(BINS)
     method.SetMetricSamplingStrategy(method.RANDOM)
     method.SetMetricSamplingPercentage(min(1.0, samples / fixed.GetNumberOfPixels()), seed=seed)
     # Gradients at the points themselves: those of ITK's filter are of a smoothed image, and led 1 mm astray.
@@ -476,44 +367,6 @@ def _coarse(image: "sitk.Image", level: float) -> "sitk.Image":
 
     sizes = zip(image.GetSize(), image.GetSpacing(), strict=True)
     return sitk.BinShrink(image, [max(1, min(int(level / spacing + 0.01), size // 16)) for size, spacing in sizes])
-
-
-def _mutual_information(a: np.ndarray, b: np.ndarray) -> float:
-    """Return mutual information in nats, less what independent values would have (Miller and Madow's correction)."""
-    if a.size == 0:
-        return 0.0
-    joint = np.histogram2d(a, b, _BINS, [[0, 1], [0, 1]])[0]
-    rows, columns = joint.sum(1), joint.sum(0)
-    filled = joint > 0
-    expected = np.outer(rows, columns)[filled] / a.size
-    bits = float((joint[filled] * np.log(joint[filled] / expected)).sum() / a.size)
-    return bits - (np.count_nonzero(rows) - 1) * (np.count_nonzero(columns) - 1) / (2 * a.size)
-
-
-def _rotation(matrix: np.ndarray) -> float:
-    """Return the angle of the rotation nearest to a matrix, in degrees."""
-    u, _, v = np.linalg.svd(matrix)
-    return math.degrees(math.acos(min(1.0, max(-1.0, (np.trace(u @ v) - 1) / 2))))
-
-
-def _require_better(figures: Mapping[str, float], negligible: float) -> None:
-    """Raise a GeometryError that names the figures of a registration which is not to be trusted.
-
-    Displacements up to `negligible` mm are taken for none.
-    """
-    before, after = figures["mutual_information_before"], figures["mutual_information_after"]
-    named = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-    if figures["overlap"] < MINIMUM_OVERLAP:
-        reason = f"the images hardly overlap (expected at least {MINIMUM_OVERLAP})"
-    elif figures["jacobian_min"] < MINIMUM_JACOBIAN:
-        reason = f"the transform folds space (expected jacobian_min of at least {MINIMUM_JACOBIAN})"
-    elif after < MINIMUM_INFORMATION:
-        reason = f"the images tell nothing of each other (expected at least {MINIMUM_INFORMATION} nats)"
-    elif after < before and figures["displacement_max_mm"] > negligible:
-        reason = "the registration made it worse than the headers alone"
-    else:
-        return
-    raise GeometryError(f"registration refused: {reason}: {named}; try another kind, or check the images")
 
 
 def _grid(image: MetaTensor, name: str) -> "sitk.Image":
@@ -552,9 +405,9 @@ def _scaled(image: MetaTensor, name: str) -> "sitk.Image":
     _grid(image, name)
     if image.shape[0] != 1:
         raise GeometryError(f"{name} has {image.shape[0]} channels: expected one; choose it with SelectChannels")
-    if min(image.shape[1:]) < _MINIMUM_SIZE:
+    if min(image.shape[1:]) < MINIMUM_SIZE:
         raise GeometryError(
-            f"{name} has the shape {tuple(image.shape[1:])}: expected at least {_MINIMUM_SIZE} voxels along each axis"
+            f"{name} has the shape {tuple(image.shape[1:])}: expected at least {MINIMUM_SIZE} voxels along each axis"
         )
     voxels = image.as_tensor().cpu()[0].float().numpy()
     if not np.isfinite(voxels).all():

@@ -10,11 +10,7 @@ from monai.transforms import InvertibleTransform, MapTransform
 from monai.transforms.utils import scale_affine
 from monai.utils import TraceKeys, convert_to_tensor, ensure_tuple_rep
 
-from medseg.errors import ConfigError
-
-#: How a slice is interpolated -> torch's name of it. ``nearest-exact`` takes the voxel whose center is nearest; torch's
-#: ``nearest`` takes the first of each block, which shifts a label by (factor - 1) / 2 voxels against its image.
-_MODES = {"linear": "bilinear", "nearest": "nearest-exact"}
+from medseg.errors import ConfigError, GeometryError
 
 
 class ResizeSlices(InvertibleTransform):
@@ -37,6 +33,7 @@ class ResizeSlices(InvertibleTransform):
 
     Raises:
         ConfigError: a size below 1, an unknown mode or axis.
+        GeometryError: no stack in 3D.
 
     Example:
         >>> image = MetaTensor(torch.arange(8.0).reshape(1, 8, 1, 1).expand(1, 8, 8, 3), affine=np.eye(4))
@@ -50,13 +47,13 @@ class ResizeSlices(InvertibleTransform):
     def __init__(self, size: Sequence[int], mode: str = "linear", axis: int = -1) -> None:
         if len(size) != 2 or min(size) < 1:
             raise ConfigError(f"size {tuple(size)}: expected two positive numbers")
-        if mode not in _MODES:
-            raise ConfigError(f"mode {mode!r}: expected one of {', '.join(_MODES)}")
+        if mode not in ("linear", "nearest"):
+            raise ConfigError(f"mode {mode!r}: expected one of linear, nearest")
         self.size, self.mode, self.axis = tuple(int(n) for n in size), mode, _spatial(axis)
 
     def __call__(self, img: torch.Tensor) -> torch.Tensor:
         """Return the stack of resized slices."""
-        img = convert_to_tensor(img, track_meta=True)
+        img = _stack(img)
         old = tuple(img.shape[1:])
         new = (*self.size[: self.axis], old[self.axis], *self.size[self.axis :])
         result = MetaTensor(_resize(img.as_tensor(), new, self.axis, self.mode))
@@ -65,6 +62,7 @@ class ResizeSlices(InvertibleTransform):
                 img,
                 sp_size=new,
                 affine=scale_affine(old, new),
+                extra_info={"mode": self.mode},
                 orig_size=old,
                 transform_info=self.get_transform_info(),
             )
@@ -74,7 +72,9 @@ class ResizeSlices(InvertibleTransform):
         """Bring a stack back to the size that it had."""
         done = self.pop_transform(img)
         old = tuple(done[TraceKeys.ORIG_SIZE])
-        result = MetaTensor(_resize(img.as_tensor(), old, self.axis, self.mode))
+        # `Invertd` writes "nearest" there for a mask that is inverted by the operations of its image.
+        mode = done[TraceKeys.EXTRA_INFO]["mode"]
+        result = MetaTensor(_resize(img.as_tensor(), old, self.axis, mode))
         result.copy_meta_from(img)
         result.affine = img.affine @ torch.as_tensor(scale_affine(tuple(img.shape[1:]), old), dtype=torch.float64)
         return result
@@ -144,6 +144,7 @@ class PadAndStrideSlices(InvertibleTransform):
 
     Raises:
         ConfigError: a count below 1, an unknown axis.
+        GeometryError: no stack in 3D.
 
     Source:
         Knee bones in MRI (2017): 41 slices padded to 48 with empty ones, every second kept. Where the empty ones go is
@@ -165,7 +166,7 @@ class PadAndStrideSlices(InvertibleTransform):
 
     def __call__(self, img: torch.Tensor) -> torch.Tensor:
         """Return the stack with ``count`` slices."""
-        img = convert_to_tensor(img, track_meta=True)
+        img = _stack(img)
         old = tuple(img.shape[1:])
         stride = max(1, -(-old[self.axis] // self.count))
         widths = [0] * 6  # of the last axis first, as torch has it
@@ -246,12 +247,26 @@ def _spatial(axis: int) -> int:
     return axis % 3
 
 
+def _stack(img: torch.Tensor) -> MetaTensor:
+    stack: MetaTensor = convert_to_tensor(img, track_meta=True)
+    if stack.ndim != 4:
+        raise GeometryError(f"a stack of shape {tuple(stack.shape)}: expected (C, X, Y, Z)")
+    return stack
+
+
 def _resize(stack: torch.Tensor, size: Sequence[int], axis: int, mode: str) -> torch.Tensor:
-    """Interpolate slice by slice: torch's anti-aliasing is made for pictures, so the slices become a batch of them."""
-    slices = stack.movedim(1 + axis, 1)
-    plane = [size[other] for other in range(3) if other != axis]
-    if mode == "linear":
-        slices = slices.float()
+    plane = [other for other in range(3) if other != axis]
+    if mode == "nearest":
+        # The voxel whose center is nearest. By index: torch's `nearest-exact` does that for uint8 and floats only; its
+        # `nearest` takes the first of each block, which shifts a label by (factor - 1) / 2 voxels against its image.
+        for other in plane:
+            old, new = stack.shape[1 + other], size[other]
+            index = (2 * torch.arange(new, device=stack.device) + 1) * old // (2 * new)
+            stack = stack.index_select(1 + other, index)
+        return stack
+    # torch's anti-aliasing is made for pictures, so the slices become a batch of them.
+    slices = stack.float().movedim(1 + axis, 1)
+    sides = [size[other] for other in plane]
     pictures = slices.reshape(-1, 1, *slices.shape[2:])
-    resized = torch.nn.functional.interpolate(pictures, plane, mode=_MODES[mode], antialias=mode == "linear")
-    return resized.reshape(*slices.shape[:2], *plane).movedim(1, 1 + axis).contiguous()
+    resized = torch.nn.functional.interpolate(pictures, sides, mode="bilinear", antialias=True)
+    return resized.reshape(*slices.shape[:2], *sides).movedim(1, 1 + axis).contiguous()

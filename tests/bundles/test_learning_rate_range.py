@@ -49,6 +49,7 @@ def test_a_table_a_figure_a_suggestion_and_no_run(hippocampus, tmp_path: Path):
         (["--from", "2"], "error: learning rates: found 2.0 to 1.0"),
         (["--learning_rate", "0.0"], "error: optimizer: found a learning rate of 0.0"),
         (["--dataset_dir", "absent"], "error: absent: no such folder"),
+        (["--train#trainer#accumulation_steps", "2"], "error: accumulation_steps: found gradients that are added up"),
         (["--train#trainer", "{}"], "error: bundle: hippocampus_mr_segmentation has no train#trainer with device"),
     ],
 )

@@ -10,10 +10,13 @@ import pandas as pd
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from monai.inferers import SimpleInferer, SliceInferer
 from monai.transforms import Activations, KeepLargestConnectedComponent
 
+from medseg.data import write_slices
 from medseg.engines import CheckedWorkflow, load_checkpoint, save_checkpoint, show_error
 from medseg.experiments import run_bundle
+from medseg.transforms import DenseCRF
 
 LARGEST = {"_target_": "KeepLargestConnectedComponentd", "keys": "pred"}
 
@@ -60,11 +63,12 @@ def test_an_evaluation_of_two_checkpoints_and_flips_has_the_mean_of_their_probab
     )
     flow.initialize()
     image = flow.dataset[0]["image"][None]
+    sees = SliceInferer(roi_size=(-1, -1), spatial_dim=2) if trained.bundle.name.startswith("head") else SimpleInferer()
     activation = Activations(sigmoid=True) if trained.bundle.name.startswith("head") else Activations(softmax=True)
     expected = 0
     for file in files:
         network = network_of(trained.bundle, file)
-        straight, mirrored = network(image), network(image.flip(3)).flip(3)
+        straight, mirrored = sees(image, network), sees(image.flip(3), network).flip(3)
         expected = expected + activation(straight[0]) / 4 + activation(mirrored[0]) / 4
     predictor = flow.parser.get_parsed_content("predictor").eval()
     found = activation(flow.inferer(image, predictor)[0])
@@ -81,7 +85,7 @@ def speckled(bundle, run_dir: Path) -> dict:
         return {}
     flow = workflow(bundle, run_dir, "train.yaml", "evaluate.yaml")
     flow.initialize()
-    p = network_of(bundle, run_dir / "other.pt")(flow.dataset[6]["image"][None]).sigmoid()
+    p = network_of(bundle, run_dir / "other.pt")(flow.dataset[0]["image"][None, ..., 6]).sigmoid()
     return {"threshold": float(p.quantile(0.8))}
 
 
@@ -180,10 +184,51 @@ def test_a_chosen_threshold_is_refused_for_other_flips_and_where_none_was_chosen
     run(workflow(petct, petct_run, *evaluate, threshold="chosen", flips=[0]))
 
 
-def test_an_inference_takes_the_chosen_threshold_and_a_crf(petct, petct_run: Path, tmp_path: Path):
-    crf = {"_target_": "medseg.transforms.DenseCRFd", "keys": "pred", "appearance_intensity": [0.2, 2.0]}
-    choose(petct, petct_run, refine=[crf | {"spacing": petct.inference["spacing"]}])
-    words = petct.predicting(tmp_path / "masks", petct_run / "model_best.pt", threshold="chosen", refine=[crf])
-    run(CheckedWorkflow(petct.files("inference.yaml"), workflow_type="infer", **words))
+CRF = {"_target_": "medseg.transforms.DenseCRFd", "keys": "pred", "appearance_intensity": [0.2, 2.0]}
+
+
+@torch.no_grad()
+def test_an_evaluation_refines_the_volume_as_an_inference_does(petct, petct_run: Path):
+    names = ("train.yaml", "evaluate.yaml")
+    flow = workflow(petct, petct_run, *names)
+    flow.initialize()
+    network = network_of(petct, petct_run / "model_best.pt")
+    refined = {}
+    for item in flow.dataset:
+        image = item["image"].as_tensor()
+        slices = torch.stack([network(image[None, ..., i]).sigmoid()[0] for i in range(image.shape[-1])], -1)
+        refined[item["case"]] = DenseCRF([0.2, 2.0], spacing=petct.inference["spacing"])(slices, image)
+    threshold = float(torch.cat([p.flatten() for p in refined.values()]).quantile(0.8))
+    run(workflow(petct, petct_run, *names, refine=[CRF], threshold=threshold))
+    scores = pd.read_csv(petct_run / "scores.csv").query("level == 'case'").set_index("case")
+    found = scores[["tp", "fp"]].sum(axis=1).to_dict()
+    assert sum(found.values()) > 0
+    assert found == pytest.approx({case: int((p >= threshold).sum()) for case, p in refined.items()}, abs=2)
+
+
+def test_an_evaluation_takes_the_cases_of_the_fold_trained_on(petct, petct_run: Path, tmp_path: Path):
+    dataset = Path(shutil.copytree(petct.dataset, tmp_path / "dataset"))
+    splits = json.loads((dataset / "splits.json").read_text())
+    (first,) = splits["folds"]
+    second = {"train": [*first["train"][1:], *first["val"]], "val": first["train"][:1]}
+    (dataset / "splits.json").write_text(json.dumps(splits | {"folds": [first, second]}))
+    write_slices(dataset, fold=1)
+    content = choose(petct, petct_run, dataset_dir=str(dataset))
+    assert content["cases"] == second["val"]
+    run(workflow(petct, petct_run, "train.yaml", "evaluate.yaml", dataset_dir=str(dataset), threshold="chosen"))
+    assert set(pd.read_csv(petct_run / "scores.csv")["case"]) == set(second["val"])
+
+
+def test_an_inference_takes_the_chosen_threshold_and_a_crf(petct, petct_run: Path, tmp_path: Path, capsys):
+    choose(petct, petct_run, refine=[CRF])
+
+    def inference(**crf) -> CheckedWorkflow:
+        words = petct.predicting(
+            tmp_path / "masks", petct_run / "model_best.pt", threshold="chosen", refine=[CRF | crf]
+        )
+        return CheckedWorkflow(petct.files("inference.yaml"), workflow_type="infer", **words)
+
+    assert "chosen for another refine" in refusal(capsys, inference(appearance_intensity=[0.2, 1.0]))
+    run(inference())
     (file,) = (tmp_path / "masks").iterdir()
     assert set(np.unique(np.asarray(nib.load(file).dataobj))) <= {0, 1}

@@ -297,6 +297,22 @@ def test_bad_input_ends_in_one_line_and_leaves_nothing(case: str, trained, tmp_p
     assert not (tmp_path / "masks").exists()
 
 
+@pytest.mark.filterwarnings("ignore:parsing config_file")
+@pytest.mark.parametrize("workflow", ["inference", "evaluate"])
+def test_windows_other_than_those_of_the_training_are_refused(workflow, petct, tmp_path: Path, capsys):
+    """The network would take such images, and its masks and scores would be wrong."""
+    checkpoint = tmp_path / "model.pt"
+    save_checkpoint(checkpoint, {"model": network_of(petct)})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"windows": [{"center": 60, "width": 100}]}))
+    files, overrides = petct.files("inference.yaml"), petct.predicting(tmp_path / "masks", checkpoint)
+    if workflow == "evaluate":
+        files = petct.files("train.yaml", "evaluate.yaml")
+        overrides = petct.training(tmp_path, run_dir=str(tmp_path), checkpoint=str(checkpoint))
+    with pytest.raises(Exception) as caught:  # noqa: PT011 (MONAI wraps it; show_error finds ours)
+        monai_bundle_run(config_file=files, **overrides)
+    assert last_line(caught.value, capsys).startswith("error: windows: found [{'center': 70, 'width': 200}], but ")
+
+
 def test_the_last_line_of_the_process_is_ours_and_it_exits_1(petct, shell, tmp_path: Path):
     files, overrides, line = spoil("no checkpoint", petct, tmp_path, tmp_path)
     done = shell(tmp_path, "monai.bundle", "run", "--config_file", *files, **overrides)

@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, zoom
 
 from medseg.data import Problem, check_dataset, make_splits, write_slices
-from medseg.data.check_parts import check_balance, members
+from medseg.data.check_parts import check_balance, members, read_splits
 from medseg.data.folder import DatasetFolder, write_case, write_index
 from medseg.errors import DatasetError
 
@@ -506,3 +506,55 @@ def test_parts_that_differ():
         *[what.partition(" (")[0] for what in found[6:]],
     ]
     assert sorted(what.partition(":")[0] for what in found[6:]) == ["test", "train"]
+
+
+def test_a_flat_image_without_its_third_axis_is_named_and_the_others_are_checked(root):
+    for path in (root / "imagesTr/c01_0000.nii.gz", root / "labelsTr/c01.nii.gz"):
+        nib.save(nib.Nifti1Image(np.asarray(nib.load(path).dataobj)[..., 2], np.eye(4)), path)
+    found = {problem.what for problem in problems(root) if problem.case == "c01"}
+    assert "imagesTr/c01_0000.nii.gz: shape 12x10, 3 axes expected (of a flat image 12x10x1)" in found
+    assert "labelsTr/c01.nii.gz: shape 12x10, 3 axes expected (of a flat image 12x10x1)" in found
+
+
+@pytest.mark.parametrize("key", ["training", "validation", "test"])
+@pytest.mark.parametrize("content", [None, 5, "c00", ["c00"], {"case": "c00"}, [{"case": ["c00"]}]], ids=str)
+def test_lists_that_are_none_are_said_to_be_so(root, key, content):
+    info = json.loads((root / "dataset.json").read_text())
+    (root / "dataset.json").write_text(json.dumps(info | {key: content}))
+    what = next(problem.what for problem in problems(root) if problem.case == "dataset.json")
+    assert what.startswith((f"its key {key} is no list of cases", f"its list {key} says of"))
+
+
+@pytest.mark.parametrize("cases", [5, ["c00"], {"c00": 5}, {"c00": {"files": 5}}, {"c00": {"files": [1]}}], ids=str)
+def test_a_manifest_that_records_no_files_does_not_keep_the_cases_from_being_checked(root, cases):
+    (root / "manifest.json").write_text(json.dumps({"recipe": "test", "cases": cases}))
+    (root / "labelsTr/c02.nii.gz").unlink()
+    assert "labelsTr/c02.nii.gz is missing" in [problem.what for problem in problems(root)]
+
+
+def test_a_split_that_may_not_be_read_is_told_without_its_folder(root, monkeypatch):
+    def refuse(path, *words, **more):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    (problem,) = read_splits(DatasetFolder(root))[1]
+    assert problem.what == "cannot be read (Permission denied)"
+
+
+def test_what_is_read_can_be_looked_at(root):
+    (root / "labelsTr/c04.nii.gz").unlink()
+    change(root / "labelsTr/c05.nii.gz", affine=shifted)
+    change(root / "labelsTr/c03.nii.gz", lambda label: label.astype(np.float32) + 0.5)
+    seen = {}
+
+    def look(row, channels, label, affine):
+        seen[row["case"]] = [np.array(array) for array in (*channels, label, affine)]
+
+    check_dataset(root, workers=2, look=look)
+    assert sorted(seen) == ["c00", "c01", "c02", "c03"]  # the others have no label on their grid
+    for case, (*channels, label, affine) in seen.items():
+        files = [f"imagesTr/{case}_0000.nii.gz", f"imagesTr/{case}_0001.nii.gz", f"labelsTr/{case}.nii.gz"]
+        for file, array in zip(files, (*channels, label), strict=True):
+            image = nib.load(root / file)
+            np.testing.assert_array_equal(array, np.asarray(image.dataobj))
+            np.testing.assert_allclose(affine, image.affine)

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, shift
 
 from medseg.data.alignment import find_shift
-from medseg.data.plausibility import implausible_hu, implausible_suv, is_ct, is_pet, labels_in_air
+from medseg.data.plausibility import implausible_hu, implausible_suv, labels_in_air
 from medseg.io import find_series, read_image, read_series
+from medseg.io.channel_names import is_ct, is_pet
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,9 @@ def test_hounsfield_units_are_believed(thorax, right):
     [
         (lambda ct: ct + 1024, "dense value is 1075, where tissue has 0 to 80 HU: is 1024 added?"),
         (lambda ct: np.maximum(ct + 1000, 0), "is 1024 added?"),
+        (lambda ct: padded(ct + 1024, -2000), "is 1024 added?"),
+        (lambda ct: padded(ct, -2000) + 1024, "is 1024 added?"),
+        (lambda ct: ct - 3000, "of the values are below -1500"),
         (lambda ct: ct + 8192, "no value is below 0"),
         (lambda ct: padded(ct, -1024) - 1024, "hardly a value where fat, water and soft tissue lie"),
         (lambda ct: (ct + 1024) / 4096, "too narrow for Hounsfield units: were they normalized?"),
@@ -62,7 +66,22 @@ def test_hounsfield_units_are_believed(thorax, right):
         (lambda ct: np.where(ct < 0, ct + 65536, ct), "were signed numbers read as unsigned?"),
         (lambda ct: ct * 0.7, "the air around the patient lies at -695, -1000 HU expected"),
     ],
-    ids=["1024", "1000", "8192", "twice", "0-1", "z", "8 bit", "window", "clipped below", "unsigned", "slope"],
+    ids=[
+        "1024",
+        "1000",
+        "1024 and padding",
+        "1024 on padding",
+        "-3000",
+        "8192",
+        "twice",
+        "0-1",
+        "z",
+        "8 bit",
+        "window",
+        "clipped below",
+        "unsigned",
+        "slope",
+    ],
 )
 def test_what_is_not_in_hounsfield_units_is_said_with_its_numbers(thorax, wrong, words):
     (what,) = implausible_hu(wrong(thorax).astype(np.float32))

@@ -187,6 +187,9 @@ def test_bad_voxels_and_labels_are_refused(tmp_path: Path) -> None:
         write_case(tmp_path, "a", image, label + 3, labels)
     with pytest.raises(DatasetError, match="label of shape"):
         write_case(tmp_path, "a", image, label[:, :3], labels)
+    mirrored = MetaTensor(label.as_tensor(), affine=torch.diag(torch.tensor([-1.0, 1, 1, 1])))
+    with pytest.raises(DatasetError, match="a: the label lies up to 6 voxels away from the image"):
+        write_case(tmp_path, "a", image, mirrored, labels)
     assert list(tmp_path.rglob("*.gz")) == []
     row = write_case(tmp_path, "a", image, label, labels) | {"patient": "p", "stratum": ""}
     for wrong in ({"tumor": 1}, {"background": 0, "tumor": 2}, {"background": 1, "tumor": 0}):

@@ -167,6 +167,16 @@ def test_label_values_that_have_no_name_are_refused(tmp_path, write_dataset):
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".h5")]
 
 
+def test_a_label_at_another_place_than_its_image_is_refused(tmp_path, write_dataset):
+    folder = write_dataset(tmp_path)
+    folder.write_split(SPLITS)
+    label = nib.load(folder.label_path("c01"))
+    mirrored = nib.Nifti1Image(np.asarray(label.dataobj), label.affine @ np.diag([-1, 1, 1, 1]))
+    nib.save(mirrored, folder.label_path("c01"))
+    with pytest.raises(DatasetError, match=r"case c01: the label lies up to .* voxels away from the image"):
+        write_slices(tmp_path)
+
+
 def test_cases_cut_along_different_directions_are_refused(tmp_path, write_dataset):
     folder = write_dataset(tmp_path)
     folder.write_split(SPLITS)

@@ -211,6 +211,12 @@ def test_a_patient_in_two_parts_is_leakage(good):
         check_splits(divided, cases)
 
 
+def test_a_space_makes_no_other_patient():
+    cases = pd.DataFrame({"case": ["a", "b", "c"], "patient": ["A", "A ", "C"]})
+    with pytest.raises(LeakageError, match=r"patient A is in train \(case a\) and in val \(case b\)"):
+        check_splits({"folds": [{"train": ["a", "c"], "val": ["b"]}], "test": []}, cases)
+
+
 def test_leakage_in_a_later_fold_is_found():
     cases = table([1] * 9)
     splits = make_splits(cases, seed=0, folds=3)
@@ -292,3 +298,12 @@ def test_a_patient_in_two_published_parts_is_a_leak():
         make_splits(published(["test"] * 10), seed=0, column="part")
     with pytest.raises(DatasetError, match="case a has '' in the column 'part'"):
         make_splits(published([""] * 10), seed=0, column="part")
+
+
+@pytest.mark.parametrize("patient", ["", "A ", " A", "A\t", float("nan"), None])
+def test_a_patient_without_a_name_of_its_own_is_refused(patient):
+    """By two names one patient could be in two parts, and all without a name would be one patient."""
+    cases = pd.DataFrame({"case": ["a", "b", "c", "d"], "patient": ["A", patient, "C", "D"]})
+    for options in ({}, {"folds": 2}):
+        with pytest.raises(DatasetError, match=r"case b has the patient '.*'; a name, no space around it, expected"):
+            make_splits(cases, seed=0, **options)

@@ -45,6 +45,16 @@ def test_names_that_would_be_the_same_are_told_apart(tmp_path: Path):
     assert cases(tmp_path)[1:] == [first, second, third]
 
 
+def test_names_are_short_enough_for_a_file_and_hidden_folders_are_left_out(tmp_path: Path):
+    deep = f"{'a' * 200}/{'b' * 200}"
+    touch(tmp_path, f"{deep}/c.nii.gz", f"{deep}/d.nii.gz", ".trash/e.nii.gz", "x/.trash/e.nii.gz")
+    first, second = cases(tmp_path, "**/*.nii.gz")
+    assert first != second
+    for name in (first, second):
+        assert re.fullmatch(r"a{150}_[0-9a-f]{12}", name)
+        (tmp_path / f"{name}_postprocessed.nii.gz").touch()
+
+
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.sets(st.text("aA_ -.é/äß", min_size=1, max_size=8), min_size=1, max_size=6))
 def test_case_names_are_file_names_and_differ(tmp_path_factory: pytest.TempPathFactory, names: set[str]):

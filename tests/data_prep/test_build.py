@@ -3,8 +3,10 @@
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,14 +17,16 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from data_prep.build import BuildResult, build_dataset
 from data_prep.cli import main
-from data_prep.identity import KeyFile, mask, safe_name
+from data_prep.identity import KeyFile, identifying_words, mask, safe_name
 from data_prep.recipes import recipe_class
 from data_prep.recipes.folder import FolderOptions, FolderRecipe
 from medseg.data import DatasetFolder, make_splits
@@ -30,6 +34,8 @@ from medseg.errors import ConfigError, DatasetError
 from medseg.io.workers import WorkerDied, Workers
 
 KEY = "ab" * 32
+#: What a file name may be, which need not be UTF-8: then it has surrogates in it.
+ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=400)
 
 
 def write_source(root: Path, n_cases: int = 4, shape: Sequence[int] = (6, 5, 4)) -> Path:
@@ -262,7 +268,7 @@ def test_a_defect_met_by_one_case_is_that_cases_failure(tmp_path: Path, monkeypa
     assert "Traceback" not in result.stderr
     assert "3 built, 1 failed" in result.stdout
     debug = run("folder", source, tmp_path / "out2", "--jobs", 1, "--no-report", "--debug")
-    assert "make_or_break" in debug.stderr
+    assert re.search(r"in make_or_break\n +raise ZeroDivisionError", debug.stderr)
 
 
 def test_a_build_of_nothing_leaves_nothing(tmp_path: Path) -> None:
@@ -316,11 +322,103 @@ def test_one_build_at_a_time(tmp_path: Path) -> None:
     build(source, out)
 
 
+def test_a_build_that_comes_second_leaves_the_folder_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = write_source(tmp_path / "source"), tmp_path / "out"
+    select, held = FolderRecipe.select, []
+
+    def select_while_another_begins(self: FolderRecipe, source: Path) -> Any:
+        out.mkdir()
+        held.append(os.open(out, os.O_RDONLY))
+        fcntl.flock(held[0], fcntl.LOCK_EX)
+        return select(self, source)
+
+    monkeypatch.setattr(FolderRecipe, "select", select_while_another_begins)
+    with pytest.raises(DatasetError, match="another build is at work"):
+        build(source, out)
+    assert out.is_dir()  # though it is empty yet
+    os.close(held[0])
+
+
 def test_another_key_than_the_datasets_own_is_refused(tmp_path: Path, key: Path) -> None:
-    source = write_source(tmp_path / "source")
-    build(source, tmp_path / "out")
+    source, out, apart = write_source(tmp_path / "source"), tmp_path / "out", tmp_path / "apart.key"
+    build(source, out)
+    before = tree(out)
     with pytest.raises(DatasetError, match="another key than that of"):
-        build(source, tmp_path / "out", key=key)
+        build(source, out, key=key)
+    (tmp_path / "out.key").rename(apart)  # as the help advises
+    with pytest.raises(
+        DatasetError, match=r"out\.key: no such file, but out was built with it: put it back or give it"
+    ):
+        build(source, out)
+    assert tree(out) == before
+    assert not (tmp_path / "out.key").exists()
+    assert len(build(source, out, key=apart).kept) == 4
+
+
+def test_names_that_are_no_text_are_cases_as_others(tmp_path: Path) -> None:
+    source, out = write_source(tmp_path / "source", n_cases=2), tmp_path / "out"
+    name = os.fsdecode(b"M\xfcller  J.nii")
+    for folder in ("images", "labels"):
+        (source / folder / "s1.nii").rename(source / folder / name)
+    assert len(build(source, out).built) == 2
+    known = json.loads((tmp_path / "out.key").read_text(encoding="utf-8"))
+    assert f"images/{name}" in known["sources"].values()
+    assert len(build(source, out).kept) == 2
+    (source / "images" / name).write_bytes((source / "images" / name).read_bytes()[:400])
+    (failure,) = build(source, out).failed
+    assert failure.what.startswith("source 1: cut short")
+    (failure,) = build(source, tmp_path / "kept", keep_identifiers=True).failed
+    assert re.fullmatch(r"M_ller__J-[0-9a-f]{8} \(M ller J\)", failure.case)
+    assert failure.what.startswith("images/M ller J.nii: cut short")
+    (source / "labels" / name).rename(source / "labels" / "M\x1b[31m.nii")  # which would steer a terminal
+    result = build(source, tmp_path / "kept", keep_identifiers=True)
+    assert [problem.case for problem in result.unpaired] == ["images/M ller J.nii", "labels/M [31m.nii"]
+
+
+def test_a_folder_among_the_files_of_the_cases_is_no_obstacle(tmp_path: Path) -> None:
+    source, out = write_source(tmp_path / "source"), tmp_path / "out"
+    build(source, out)
+    (out / "imagesTr" / "own").mkdir()
+    (out / "imagesTr" / "s9_0000.nii.gz").touch()
+    assert len(build(source, out).kept) == 4
+    assert len(DatasetFolder(out).datalist("all")) == 4
+    assert sorted(path.name for path in (out / "imagesTr").iterdir() if "_0000" not in path.name) == ["own"]
+
+
+def test_looking_through_the_source_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, select = write_source(tmp_path / "source"), FolderRecipe.select
+
+    def select_slowly(self: FolderRecipe, source: Path) -> Any:
+        assert self.progress is not None
+        self.progress(5)
+        return select(self, source)
+
+    monkeypatch.setattr(FolderRecipe, "select", select_slowly)
+    console = Console(file=io.StringIO(), force_terminal=True)
+    build(source, tmp_path / "out", console=console)
+    assert "5/8" in console.file.getvalue()  # type: ignore[attr-defined]
+    build(source, tmp_path / "quiet")
+
+
+def test_an_error_while_looking_names_nothing_in_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_source(tmp_path / "source")
+    for error in (
+        PermissionError(errno.EACCES, "Permission denied", str(source / "Doe Jane")),
+        DatasetError(f"{source}/Doe Jane/table.csv: not a table"),
+    ):
+
+        def fail(self: FolderRecipe, source: Path, error: Exception = error) -> Any:
+            raise error
+
+        monkeypatch.setattr(FolderRecipe, "select", fail)
+        result = run("folder", source, tmp_path / "out", "--debug")
+        assert isinstance(result.exception, DatasetError)
+        assert str(result.exception).startswith("a file of SOURCE: ")
+        assert result.exception.__suppress_context__
+        kept = run("folder", source, tmp_path / "out", "--keep-identifiers")
+        assert f"{source}/Doe Jane" in kept.stderr
 
 
 def test_strata_come_from_clinical_tables(tmp_path: Path) -> None:
@@ -377,17 +475,17 @@ def test_the_command_names_its_recipes() -> None:
         recipe_class("foldr")
 
 
-@given(st.text(max_size=400))
+@given(ANY_TEXT)
 def test_a_kept_identifier_cannot_leave_its_folder(identifier: str) -> None:
     name = safe_name(identifier)
     assert 0 < len(name) < 80
+    assert name[0] not in ".-"  # neither hidden nor an option of a command
     assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
-    assert name[0] not in ".-" or name != identifier
     assert (Path("/out") / f"{name}.nii.gz").resolve().parent == Path("/out")
     assert name not in (".", "..")
 
 
-@given(st.text(min_size=1), st.text(min_size=1))
+@given(ANY_TEXT, ANY_TEXT)
 def test_two_identifiers_keep_two_names(one: str, two: str) -> None:
     assert (safe_name(one) == safe_name(two)) == (one == two)
     key = KeyFile(Path("x"), bytes(32))
@@ -401,3 +499,31 @@ def test_a_message_is_one_line_without_paths_and_names() -> None:
         "source 2: [masked] in [31mroom 17, the edge, A123; the folder of source 1: 2 series"
     )
     assert mask("no case PAT0077x here", {}, {"pat0077"}) == "no case [masked]x here"
+    odd = Path("/data/Doe  Jane/visit\n1/a\tb.nii")  # as it is, not as the message shows it
+    assert mask(f"{odd}: cut short; /data/Doe  Jane: empty", {odd: "source 1"}, root=Path("/data")) == (
+        "source 1: cut short; the folder of source 1: empty"
+    )
+    assert mask("/data/Roe/7.nii: no file; see /data", {odd: "source 1"}, root=Path("/data")) == (
+        "a file of SOURCE: no file; see SOURCE"
+    )
+
+
+def test_all_that_a_header_says_of_a_person_is_masked() -> None:
+    header = pydicom.Dataset()
+    header.PatientName = "Hülsmeyer^Jörg=山田^太郎"
+    header.OtherPatientNames = ["Strauß^J", "Roe"]
+    header.PatientID, header.OtherPatientIDs = "A-17", ["B-4711", "C/08154"]
+    header.PatientBirthDate, header.StudyDate = "19620812", "20190305"
+    header.OtherPatientIDsSequence = pydicom.Sequence([pydicom.Dataset()])
+    header.OtherPatientIDsSequence[0].PatientID = "D-99"
+    header.add_new("ReviewerName", "PN", "Moe^Mary")
+    header["PatientBirthDate"]._value = "12.08.1962 or so"  # no date, but what the file says
+    header.StudyInstanceUID, header.SOPClassUID = "1.2.3", "1.2.840.10008.5.1.4.1.1.2"
+    words = identifying_words(header)
+    shown = (
+        "ROI Hülsmeyer, HU\u0308LSMEYER, Hulsmeyer, LN_Huelsmeyer, 太郎, Strauss, Strauß, Roe, Moe, A-17, "
+        "4711, 08154, D-99, 20190305, 2019-03-05, 5.3.19, 05/03/2019, 12.08.1962 or so, 1.2.3"
+    )
+    assert set(re.split(", ", mask(shown, {}, words))) == {"ROI [masked]", "LN_[masked]", "[masked]"}
+    kept = "CT of 512 slices at 1.5 mm, class 1.2.840.10008.5.1.4.1.1.2"
+    assert mask(kept, {}, words) == kept

@@ -2,12 +2,14 @@
 
 import dataclasses
 import enum
+import gzip
 import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,7 +19,9 @@ from data_prep import build as build_module
 from data_prep import fingerprint as fingerprint_module
 from data_prep.build import BuildResult, build_dataset
 from data_prep.fingerprint import describe_case, fingerprint, hash_files
+from data_prep.recipes import recipe_class
 from data_prep.recipes.base import Case
+from data_prep.recipes.folder import FolderRecipe
 from medseg.errors import DatasetError
 
 HERE = Path(__file__).parent
@@ -77,6 +81,51 @@ def test_only_a_change_of_content_makes_a_case_again(light: Any, tmp_path: Path)
     moved = (tmp_path / "moved").resolve()
     source.rename(moved)  # but not where the source lies
     assert build(light, moved, out).built == []
+
+
+MHD = "ObjectType = Image\nNDims = 3\nDimSize = 4 4 4\nElementType = MET_UCHAR\nElementSpacing = 1 1 1\n"
+NRRD = "NRRD0004\ntype: uchar\ndimension: 3\nspace: left-posterior-superior\nsizes: 4 4 4\nencoding: {}\n"
+NRRD += "space directions: (1,0,0) (0,1,0) (0,0,1)\nspace origin: (0,0,0)\nkinds: domain domain domain\n"
+DESCRIBED = "name: x\nchannels: {A: 'images/{patient}.SUFFIX'}\nlabel: {masks: {a: 'labels/{patient}.nii'}}\n"
+
+
+@pytest.mark.parametrize(
+    ("header", "text", "data"),
+    [
+        ("p.mhd", MHD + "ElementDataFile = other.raw\n", "other.raw"),
+        ("p.mhd", MHD + "ElementDataFile = p.dat\n", "p.dat"),
+        ("p.mha", MHD + "ElementDataFile = voxels/q.bin\n", "voxels/q.bin"),
+        ("p.nhdr", NRRD.format("gzip") + "data file: p.raw.gz\n", "p.raw.gz"),
+        ("p.nhdr", NRRD.format("raw") + "datafile: q.raw\r\n", "q.raw"),
+        ("p.hdr", "", "p.img"),
+    ],
+    ids=["mhd", "dat", "mha", "nhdr", "datafile", "hdr"],
+)
+def test_voxels_behind_a_header_count(tmp_path: Path, header: str, text: str, data: str) -> None:
+    source = tmp_path / "source"
+    for folder in ("images", "labels"):
+        (source / folder).mkdir(parents=True)
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.diag([-1.0, -1, 1, 1])), source / "labels" / "p.nii")
+    (source / "images" / data).parent.mkdir(exist_ok=True)
+
+    def write(value: int) -> None:
+        if header == "p.hdr":
+            image = nib.Nifti1Pair(np.full((4, 4, 4), value, np.uint8), np.diag([-1.0, -1, 1, 1]))
+            nib.save(image, source / "images" / header)
+            return
+        content = bytes([value]) * 64
+        (source / "images" / header).write_text(text, newline="")
+        (source / "images" / data).write_bytes(gzip.compress(content) if data.endswith("gz") else content)
+
+    recipe = tmp_path / "x.yaml"
+    recipe.write_text(DESCRIBED.replace("SUFFIX", header.partition(".")[2]))
+    for number, cls in enumerate((FolderRecipe, recipe_class(str(recipe)))):
+        write(1)
+        result = build_dataset(cls(), source, tmp_path / f"{number}", jobs=1, report=False)
+        assert (len(result.built), result.unpaired) == (1, [])
+        write(2)
+        result = build_dataset(cls(), source, tmp_path / f"{number}", jobs=1, report=False)
+        assert len(result.built) == 1
 
 
 def test_an_option_or_a_version_makes_all_again(light: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+from data_prep.check import write_report
 from data_prep.cli import main
 from medseg.data import DatasetFolder, pixel_hash
+from medseg.report import dataset_report
 
 
 @pytest.fixture
@@ -83,6 +85,28 @@ def test_the_report_shows_what_was_found(root):
     html = (root / "report.html").read_text()
     assert html.index("<tr><th>c04</th>") < html.index("<tr><th>c00</th>")
     assert '<span class="flag error">files</span>labelsTr/c04.nii.gz is missing' in html
+
+
+def test_pictures_drawn_while_checking_are_those_of_the_files(root):
+    """A case that the check cannot show is read again for the report, which says why."""
+    (root / "labelsTr/c04.nii.gz").unlink()
+    findings = write_report(root, show=False)
+    page = (root / "report.html").read_bytes()
+    assert page.count(b"data:image/jpeg") == 6
+    assert b"no label file" in page
+    assert dataset_report(root, findings).read_bytes() == page
+
+
+def test_the_report_names_damaged_files_without_their_folder(tmp_path, write_dataset):
+    root = tmp_path / "Kari  Nordmann"
+    root.mkdir()
+    write_dataset(root)
+    path = root / "imagesTr/c03_0001.nii.gz"
+    path.write_bytes(path.read_bytes()[:400])
+    write_report(root, show=False)
+    page = (root / "report.html").read_text()
+    assert "c03_0001.nii.gz: cut short" in page
+    assert "Nordmann" not in page
 
 
 def test_made_up_patients_have_nothing_wrong_until_something_is_moved_or_changed(tmp_path):

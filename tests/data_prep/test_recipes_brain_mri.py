@@ -152,6 +152,18 @@ def test_annotations_crop_around_the_position(source: Path, tmp_path: Path) -> N
     assert (tmp_path / "out" / "attachments" / "yes_Y1_position.png").is_file()
 
 
+def test_of_two_pictures_of_one_stem_the_annotations_must_say_which(source: Path, tmp_path: Path) -> None:
+    save(source, "yes/Y1.png", brain(7))
+    titles = "PatientID,Nodule Center Position,Diagnosis\n"
+    (source / "marks.csv").write_text(f'{titles}Y1.png,"70, 60",malignant\n')
+    result = build(source, tmp_path / "out", annotations="marks.csv")
+    assert result.built == ["yes_Y1_png"]
+    assert {problem.what for problem in result.failed} == {"the annotations do not name it"}
+    (source / "marks.csv").write_text(f'{titles}Y1,"70, 60",malignant\n')
+    with pytest.raises(DatasetError, match="line 2: 'Y1' may be several pictures: expected yes_Y1_jpg or yes_Y1_png"):
+        build(source, tmp_path / "other", annotations="marks.csv")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -179,6 +191,25 @@ def test_what_is_no_source(source: Path, tmp_path: Path) -> None:
     for options in ({"size": 0}, {"enlarge": 0.5}):
         with pytest.raises(ConfigError, match="expected"):
             BrainMriOptions(**options)
+
+
+def test_what_lies_beside_the_pictures_is_named(source: Path, tmp_path: Path) -> None:
+    save(source, "yes/more/Y3.jpg", brain(5))
+    for name in ("yes/Y4.webp", "yes/Thumbs.db", "no/no.zip", "no/._no.jpg"):
+        (source / name).write_bytes(b"other")
+    rows = "PatientID;Nodule Center Position;Diagnosis\r\nY1.JPG;100, 60;malignant\r\n;;\r\n"
+    (source / "marks.csv").write_text(rows, "utf-8-sig", newline="")
+    result = build(source, tmp_path / "out", annotations="marks.csv")
+    assert result.built == ["yes_Y1"]
+    assert len(result.failed) == 3  # the annotations do not name them
+    assert {problem.case: problem.what[:10] for problem in result.unpaired} == {
+        "no/no.zip": "no picture",
+        "yes/Thumbs.db": "no picture",
+        "yes/Y4.webp": "no picture",
+        "yes/more/Y3.jpg": "in the fol",
+    }
+    with pytest.raises(DatasetError, match=r"gone.csv: No such file or directory: expected a CSV file"):
+        build(source, tmp_path / "other", annotations="gone.csv")
 
 
 @pytest.mark.realdata

@@ -106,6 +106,10 @@ def test_named_labels_come_in_the_order_given_and_may_be_merged(tmp_path: Path) 
         build(tmp_path / "s", tmp_path / "other", label=("lesion=9", "organ=4"))
     with pytest.raises(ConfigError, match=r"\[3\] occur nowhere; the labels hold \[0, 4, 7, 9\]"):
         build(tmp_path / "s", tmp_path / "other", label=("organ=3",))
+    for given, expected in ((("background=0,7", "one=4,9"), [1, 1, 0, 0]), (("background=4,7",), [0, 1, 0, 0])):
+        build(tmp_path / "s", tmp_path / given[0], label=given)
+        path = DatasetFolder(tmp_path / given[0]).label_path("a")
+        assert [voxels(path)[x].max() for x in range(4)] == expected
 
 
 def test_almost_whole_numbers_are_labels_and_interpolated_ones_are_not(tmp_path: Path) -> None:
@@ -270,6 +274,7 @@ def test_header_and_data_in_two_files_are_one_image(tmp_path: Path) -> None:
         ({"label": ("a=1", "a=2")}, "each name once"),
         ({"label": ("a=1", "b=1")}, "the value 1 is given twice"),
         ({"label": ("=1",)}, "NAME=VALUE expected"),
+        ({"label": ("a=0", "b=1")}, "a given the value 0, which is the background"),
         ({"spacing": (1.0, 0.0, 1.0)}, "positive mm expected"),
     ],
 )
@@ -291,3 +296,11 @@ def test_nothing_to_pair_is_said_so(tmp_path: Path, spoil: Callable[[Path], obje
     with pytest.raises(DatasetError, match=message):
         build(tmp_path / "s", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_two_layouts_in_one_folder_are_not_chosen_from(tmp_path: Path) -> None:
+    save_pair(tmp_path / "s", "a")
+    for name in ("imagesTr", "labelsTr"):
+        (tmp_path / "s" / name).mkdir()
+    with pytest.raises(DatasetError, match="two datasets in it; leave either images/ and labels/ or imagesTr/"):
+        build(tmp_path / "s", tmp_path / "out")

@@ -1,6 +1,7 @@
 """The recipe kits19: real label maps of the challenge, in its layout, with images made from them."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,10 @@ def test_cases_without_segmentation_are_left_over_by_name(tmp_path: Path, source
     write_case(source / "case_00210", None, affine((3, 1, 1)))
     write_case(source / "case_00099", small_label(), affine((3, 1, 1)), image=False)
     (source / "case_00001").mkdir()
+    shutil.copytree(source / "case_00000", source / "case_00000 copy")
+    shutil.copy(source / "case_00000" / "imaging.nii.gz", source / "case_00120" / "imaging (1).nii.gz")
+    write_case(source / "case_00100", small_label(), affine((3, 1, 1)))
+    (source / "case_00100" / "imaging.nii.gz").rename(source / "case_00100" / "imaging.nii")
     told = {"malignant": False, "tumor_histologic_subtype": "x"}
     clinical = [{**told, "case_id": f"case_{n:05d}", "malignant": n > 0} for n in (0, 120, 139)]
     (source / "kits.json").write_text(json.dumps(clinical))
@@ -74,9 +79,15 @@ def test_cases_without_segmentation_are_left_over_by_name(tmp_path: Path, source
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, result.output
     assert [line for line in result.stderr.splitlines() if line.startswith("unpaired")] == [
+        "unpaired: case_00000 copy/imaging.nii.gz, case_00000 copy/segmentation.nii.gz: its folder is not called case_ "
+        "and five digits: is it a copy?",
         "unpaired: case_00099/segmentation.nii.gz: a segmentation without image",
+        "unpaired: case_00100/imaging.nii: neither of the two files that a case has",
+        "unpaired: case_00100/segmentation.nii.gz: a segmentation without image",
+        "unpaired: case_00120/imaging (1).nii.gz: neither of the two files that a case has",
         "unpaired: case_00210/imaging.nii.gz: an image without segmentation",
     ]
+    assert "note: 1 case folder(s) are empty" in result.stderr
     assert "note: kits.json says nothing of 1 case(s), such as case_00205" in result.stderr
     assert "there are 1 train, 2 val, 1 test" in result.stderr
     dataset = DatasetFolder(tmp_path / "out")

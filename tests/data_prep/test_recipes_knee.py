@@ -76,6 +76,7 @@ def test_two_cohorts_become_one_shape(tmp_path: Path, knees: dict[str, Any]) -> 
     write_knee(source / "epi", "MUELLER1", knees["epi"])
     write_knee(source / "jopp", "SCHMIDT2", knees["jopp"], suffix=".mha")
     write(source / "maas" / "LEHMANN3.mhd", knees["jopp"].image, knees["jopp"].spacing)
+    write(source / ".Trash" / "WEBER5.mhd", knees["jopp"].image, knees["jopp"].spacing)  # hidden: not looked at
     write(source / "epi" / "KRAUSE4_tibia.mhd", knees["epi"].tibia, knees["epi"].spacing)
     result = CliRunner().invoke(main, ["build", "knee", str(source), str(tmp_path / "out"), "--jobs", "1"])
     assert result.exit_code == 0, result.output
@@ -181,6 +182,10 @@ def test_merged_and_single_bones_and_the_overlap_rule(tmp_path: Path, knees: dic
     overlap = np.count_nonzero(both.astype(int) + knee.tibia + knee.fibula > 1) * np.prod(knee.spacing) / 1000
     assert DatasetFolder(tmp_path / "three").cases["overlap_ml"][0] == pytest.approx(overlap, rel=1e-4)
     assert DatasetFolder(tmp_path / "fibula").labels == {"background": 0, "fibula": 1}
+    # A fibula that is not in view has an empty map.
+    write(source / "a_fibula.mhd", np.zeros_like(knee.fibula), knee.spacing)
+    assert build(source, tmp_path / "fibula", bones="fibula", joint_center="middle").built == ["a"]
+    assert not voxels(DatasetFolder(tmp_path / "fibula").label_path("a")).any()
 
 
 def test_maps_in_one_file_and_in_another_folder(tmp_path: Path, knees: dict[str, Any]) -> None:
@@ -336,8 +341,8 @@ def test_the_bias_field_can_be_corrected(tmp_path: Path, knees: dict[str, Any]) 
         ({"maps": "{name}"}, "--maps"),
         ({"maps": "./{name}"}, "--maps"),
         ({"maps": "labels"}, "--maps"),
-        ({"bones": "patella"}, "--bones: 'patella' given, one of merged, three, femur, tibia, fibula"),
-        ({"joint_center": "auto"}, "--joint-center: 'auto' given, one of image, mask, middle"),
+        ({"bones": "patella"}, "--bones: 'patella' given, merged, three, femur, tibia or fibula"),
+        ({"joint_center": "auto"}, "--joint-center: 'auto' given, image, mask or middle"),
         ({"crop_mm": 0}, "--crop-mm: 0 given"),
         ({"slices": -3}, "--slices: -3 given"),
         ({"patient_pattern": "p.+"}, "has no group"),

@@ -170,6 +170,9 @@ def test_layouts(tmp_path: Path, text: str, expected: tuple[int, int]) -> None:
         ("a,benign,12,34,,0", "row 2: position '12,34' on image '': whole numbers expected"),
         ("a,unclear,12,34,5,0", "row 2: diagnosis 'unclear': benign, malignant"),
         ("a,,12,34,5,2", "row 2: diagnosis ''"),
+        ("a,benign,inf,34,5,0", "row 2: position 'inf,34' on image '5': whole numbers expected"),
+        ("a,benign,,,,0", "row 2: position ',' on image '': whole numbers expected"),
+        (",benign,12,34,5,0", "row 2: a nodule without scan"),
     ],
 )
 def test_a_row_that_cannot_be_understood_is_named(tmp_path: Path, row: str, message: str) -> None:
@@ -189,6 +192,32 @@ def test_other_tables_are_no_spreadsheets_of_nodules(tmp_path: Path) -> None:
         build(tmp_path / "s", tmp_path / "out")
     with pytest.raises(ConfigError, match="--enlarge"):
         LungXOptions(enlarge=0.5)
+
+
+def test_what_lies_beside_the_spreadsheet_is_named(scan: Callable[..., np.ndarray], tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for patient in ("LUNGx-CT001", "Doe"):
+        scan(patient, (50, 50, 1))
+    row = "LUNGx-CT001,12,34,5,benign"
+    titles = "Scan Number,X,Y,Nodule Center Image,Diagnosis"
+    (source / "good.csv").write_text(f"{titles}\r\n{row}\r\n{FOOTNOTE.replace(',', '')}\r\n", "utf-8-sig", newline="")
+    (source / "~$good.xlsx").write_bytes(b"a lock of Excel")
+    (source / "old.xls").write_bytes(b"\xd0\xcf\x11\xe0")
+    (source / "titled.csv").write_text(f"The test set,,,,\n{titles}\n{row}\n")
+    (source / "german.csv").write_text(f"{titles}\n{row}\n".replace(",", ";"))
+    (source / "metadata.csv").write_text("Downloaded today\na,b,c\n")
+    (source / "broken.dcm").write_text("no DICOM")
+    result = build(source, tmp_path / "out")
+    assert result.built == ["LUNGx-CT001_1"]
+    assert {problem.case: problem.what.split(":")[0] for problem in result.unpaired} == {
+        "broken.dcm": "not DICOM",
+        "german.csv": "no nodule in it",
+        "metadata.csv": "not a spreadsheet (ParserError)",
+        "old.xls": "a spreadsheet of old Excel, which is not read",
+        "titled.csv": "no nodule in it",
+        "~$good.xlsx": "not a spreadsheet (ValueError)",
+    }
+    assert "1 patient(s) with CT have no nodule in the spreadsheets" in result.notes
 
 
 @pytest.mark.realdata

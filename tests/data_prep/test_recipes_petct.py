@@ -1,7 +1,9 @@
 """The recipe petct on made-up patients whose truth is known."""
 
 import copy
+import errno
 import gzip
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -220,6 +222,23 @@ def test_a_structure_set_of_another_study_or_patient_is_not_used(source: Path, t
     assert "belongs to another patient" in what[SECOND]
     assert [problem.what for problem in result.unpaired] == ["series of a study that are in no case (1 RTSTRUCT)"]
     assert result.built == [THIRD]
+
+
+def test_a_folder_that_cannot_be_opened_is_named(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (source / "locked").mkdir()
+    opened = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    result = build(source, tmp_path / "out", roi=("GTV",))
+    assert result.failed == []
+    assert [(problem.case, problem.what) for problem in result.unpaired] == [
+        ("locked", "the folder cannot be opened (Permission denied): what lies in it was not looked at")
+    ]
 
 
 def test_several_structure_sets_are_joined_only_when_asked(source: Path, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_identifiers_of_paths_are_nowhere(source: Path, tmp_path: Path, recipe: 
 
 
 def test_a_public_recipe_keeps_its_names(source: Path, tmp_path: Path, recipe: Callable[..., Path]) -> None:
-    path = recipe(LESIONS + "public: true\n")
+    path = recipe("\ufeff" + LESIONS + "public: true\n")  # as editors of Windows write it
     words = ["build", str(path), str(source), str(tmp_path / "out"), "--jobs", "1", "--no-report"]
     assert CliRunner().invoke(main, words).exit_code == 0
     assert "Roe_Jim" in set(DatasetFolder(tmp_path / "out").cases["case"])
@@ -378,6 +378,10 @@ CLASSES = GOOD.replace(LABEL, "classes: [a, b]")
     [
         ("", "the file: found nothing, expected keys and values"),
         ("name: [", "line 1: no YAML"),
+        ("? [a]\n: 1", "line 1: no YAML: a word expected as key"),
+        ("name: !!int x", "no YAML: invalid literal for int()"),
+        ("[" * 3000, "no YAML: maximum recursion depth"),
+        ("name: \0", "no YAML: unacceptable character #x0000"),
         (GOOD + "name: y", "line 4: no YAML: the key 'name' comes twice"),
         (GOOD + "chanels: {}", "chanels: unknown key, expected name, "),
         (GOOD + "chanels: {}", "(nearest: channels)"),

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+import yaml
 from ignite.engine import Engine
+from monai.bundle import ConfigWorkflow
 from monai.data import DataLoader
 
 from medseg.engines import Checkpoints, load_checkpoint, load_ensemble, save_checkpoint, segmentation_trainer
-from medseg.errors import CheckpointError, ConfigError
+from medseg.errors import CheckpointError, ConfigError, own_error
 
 
 def network(seed=0, width=3):
@@ -97,6 +99,42 @@ def test_a_list_that_is_no_ensemble_is_refused(tmp_path):
         load_ensemble([tmp_path / "1.pt", tmp_path / ".." / tmp_path.name / "1.pt"], network(), "sigmoid")
     with pytest.raises(CheckpointError, match=r"2\.pt: no such file"):
         load_ensemble([tmp_path / "1.pt", tmp_path / "2.pt"], network(), "sigmoid")
+
+
+CONFIG = {
+    "windows": [{"center": 70, "width": 200}],
+    "flips": [],
+    "folder": "a",
+    "select": ["$print(@windows, @folder)"],
+    "preprocessing": "$@select",
+    "predictor": "$medseg.engines.load_ensemble(@checkpoint, @network, 'sigmoid')",
+    "initialize": ["@predictor"],
+    "run": [],
+    "imports": ["$import medseg"],
+}
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_images_that_come_otherwise_than_in_the_training_are_refused(many, tmp_path, capsys):
+    save_checkpoint(tmp_path / "a.pt", {"model": network(1)})
+    other = {"windows": [{"center": 60, "width": 200}]}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    (tmp_path / "metadata.json").write_text("{}")
+
+    def initialize(overrides):
+        file = str(tmp_path / "a.pt")
+        config = CONFIG | {"checkpoint": [file] if many else file, "network": network(2)} | overrides
+        (tmp_path / "predict.yaml").write_text("{}")
+        workflow = ConfigWorkflow(str(tmp_path / "predict.yaml"), str(tmp_path / "metadata.json"), logging_file=False)
+        workflow.parser.set(config)
+        workflow.initialize()
+
+    initialize({"folder": "b", "flips": [0]})  # a path, and what the images do not depend on, may differ
+    with pytest.raises(RuntimeError) as caught:
+        initialize(other)
+    assert str(own_error(caught.value)).startswith(f"windows: found {other['windows']}, but {tmp_path / 'a.pt'} was")
+    (tmp_path / "config.yaml").unlink()
+    initialize(other)
 
 
 def train(tmp_path, iterations, snapshots, lr_scheduler=None, model=None):

@@ -91,7 +91,8 @@ def test_a_metric_on_training_data_is_of_the_head_that_the_postprocessing_takes(
     run.run()
     assert 0 <= run.state.metrics["train_dice"] <= 1
     both = Compose([SOFT, MASK])
-    run = trainer(tmp_path, TwoHeads(), postprocessing=both, key_train_metric={"dice": MeanScore("dice")})
+    (tmp_path / "both").mkdir()
+    run = trainer(tmp_path / "both", TwoHeads(), postprocessing=both, key_train_metric={"dice": MeanScore("dice")})
     with pytest.raises(GeometryError, match="against truth of shape"):
         run.run()
 

@@ -13,6 +13,7 @@ from medseg.data import SeededDataset, SeededLoader
 from medseg.engines import learning_rate_range
 from medseg.engines.learning_rate_range import find_rates
 from medseg.errors import ConfigError, TrainingError
+from medseg.experiments.learning_rate import learning_rate_figure
 
 CURVATURE = 20.0
 
@@ -41,7 +42,7 @@ def loader(n=6, batch_size=2):
 def run(network=None, loss=bowl, optimizer=None, data=None, **kwargs):
     network = network or Point()
     optimizer = optimizer or torch.optim.SGD(network.parameters(), lr=0.01)
-    return learning_rate_range("cpu", data or loader(), network, optimizer, loss, **kwargs)
+    return learning_rate_range("cpu", loader() if data is None else data, network, optimizer, loss, **kwargs)
 
 
 def test_the_highest_rate_that_trains_on_a_parabola_is_found():
@@ -105,6 +106,41 @@ def test_iterations_are_those_of_a_training():
     epochs = [[*chain(*images[i : i + 3])] for i in range(0, 51, 3)]
     assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_network_optimizer_and_random_numbers_are_as_they_were(breaks):
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Dropout(0.5), nn.Conv2d(2, 1, 1))
+    network[1].eval()
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.003)
+    weights = {name: value.clone() for name, value in network.state_dict().items()}
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    try:
+        run(
+            network,
+            optimizer=optimizer,
+            loss=lambda p, t: (p - 1).square().mean() * (float("nan") if breaks else 1),
+            iterations=50,
+        )
+        assert not breaks
+    except TrainingError:
+        assert breaks
+    assert torch.rand(1) == expected
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, weights[name])
+    assert [layer.training for layer in network] == [True, False, True, True]
+    assert optimizer.state_dict()["state"] == {}
+    assert optimizer.param_groups[0]["lr"] == 0.003
+
+
+@pytest.mark.parametrize("diverged", [False, True])
+def test_the_figure_says_where_the_loss_broke_out(diverged):
+    rates = np.geomspace(1e-5, 0.3, 60)
+    found = find_rates(rates, curve(rates), diverged=diverged)
+    legend = [text.get_text() for text in learning_rate_figure(found).axes[0].get_legend().get_texts()]
+    assert ("the loss broke out: 3.0e-01" in legend) == diverged
 
 
 def curve(rates):
@@ -180,6 +216,11 @@ def test_a_loss_that_is_no_number_ends_the_test():
 def test_ranges_that_cannot_be_are_refused(kwargs, message):
     with pytest.raises(ConfigError, match=message):
         run(**kwargs)
+
+
+def test_a_loader_without_data_is_refused():
+    with pytest.raises(ConfigError, match="train_data_loader: found an epoch without a batch"):
+        run(data=loader(n=0))
 
 
 def test_an_optimizer_that_stands_still_is_refused():

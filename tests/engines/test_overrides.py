@@ -54,10 +54,16 @@ def test_a_mistyped_override_is_named_with_the_nearest_right_one(config, overrid
         {"train#steps#0#size": 1},
         {"network_def#bias": False},  # an argument of the class that the file leaves at its default
         {"rate": 0.2, "learning_rate": "$@rate * 2"},  # a new id that another override refers to
+        {"rate": 0.2, "train": {"trainer": {"max_epochs": "@rate"}}},
     ],
 )
 def test_a_right_override_passes(config, overrides):
     check_config_overrides(str(config), overrides)
+
+
+def test_a_reference_to_a_longer_name_is_none(config):
+    with pytest.raises(ConfigError, match="--learning: no such key"):
+        check_config_overrides(str(config), {"learning": 1, "train#trainer#max_epochs": "$int(@learning_rate)"})
 
 
 def test_the_checked_workflow_names_a_wrong_parent_before_it_parses(config):

@@ -97,8 +97,17 @@ def test_time_decay_is_that_of_the_knee_work():
     found = rates(time_decay(optimizer(0.001), 0.001), 9001)
     np.testing.assert_allclose(found, 0.001 / (1 + 0.001 * np.arange(9001)))
     assert found[-1] == pytest.approx(1e-4)
-    with pytest.raises(ConfigError, match="decay: found -1"):
-        time_decay(optimizer(), -1)
+    for decay in (-1, math.nan, math.inf):
+        with pytest.raises(ConfigError, match=f"decay: found {decay}"):
+            time_decay(optimizer(), decay)
+
+
+def test_groups_keep_their_own_rates():
+    groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": rate} for rate in (0.1, 0.02)]
+    scheduler = time_decay(torch.optim.SGD(groups), 0.5)
+    scheduler.optimizer.step()
+    scheduler.step()
+    assert scheduler.get_last_lr() == pytest.approx([0.1 / 1.5, 0.02 / 1.5])
 
 
 def test_polynomial_decay_falls_to_zero():
@@ -305,6 +314,38 @@ def test_a_plateau_that_would_watch_nothing_or_the_wrong_way_is_refused(tmp_path
         trainer(tmp_path, net, sgd, lr_scheduler=schedules.ReduceLROnPlateau(sgd))
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda o: time_decay(o, 0.1),
+        lambda o: schedules.CosineAnnealingWarmRestarts(o, T_0=7),
+        lambda o: schedules.OneCycleLR(o, max_lr=0.1, total_steps=40),
+        lambda o: schedules.CyclicLR(o, 0.01, 0.1),
+        lambda o: schedules.SequentialLR(o, [schedules.ConstantLR(o), schedules.LinearLR(o)], milestones=[3]),
+    ],
+    ids=["time decay", "restarts", "one cycle", "cyclic", "sequential"],
+)
+def test_schedules_of_which_one_would_undo_the_other_are_refused(make, tmp_path):
+    net = network()
+    sgd = torch.optim.SGD(net.parameters(), 0.1)
+    warm_up = schedules.LinearLR(sgd, start_factor=0.25, total_iters=3)
+    with pytest.raises(ConfigError, match="beside another, which it would undo"):
+        trainer(tmp_path, net, sgd, lr_scheduler=[warm_up, make(sgd)])
+
+
+def test_warm_up_and_polynomial_decay_multiply_their_factors():
+    sgd = optimizer(0.1)
+    both = schedules.LinearLR(sgd, start_factor=0.25, total_iters=4), schedules.PolynomialLR(sgd, total_iters=8)
+    found = []
+    for _ in range(9):
+        found.append(sgd.param_groups[0]["lr"])
+        sgd.step()
+        for scheduler in both:
+            scheduler.step()
+    i = np.arange(9)
+    np.testing.assert_allclose(found, 0.1 * np.minimum(0.25 + 0.75 * i / 4, 1) * (1 - i / 8), atol=1e-15)
+
+
 class Seen:
     """Notes which samples each iteration has."""
 
@@ -433,6 +474,9 @@ def test_a_kernel_that_two_layers_share_decays_once():
 def test_networks_without_kernels_of_their_own_are_refused():
     with pytest.raises(ConfigError, match="found no convolution"):
         kernel_weight_decay(nn.Sequential(nn.BatchNorm2d(2)), 0.1)
+    for decay in (-0.1, math.nan):
+        with pytest.raises(ConfigError, match=f"weight_decay: found {decay}"):
+            kernel_weight_decay(nn.Linear(1, 1), decay)
     with pytest.raises(ConfigError, match="the kernel of 0 is computed"):
         kernel_weight_decay(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 1, 3))), 0.1)
 

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
-from monai.transforms import AsDiscrete
+from monai.transforms import AsDiscrete, Lambdad, MedianSmoothd
 
 from medseg import metrics
 from medseg.data import DatasetFolder
 from medseg.data.folder import write_case, write_index
 from medseg.engines import ChooseThreshold, read_threshold, save_checkpoint
 from medseg.errors import CheckpointError, ConfigError, DatasetError
+from medseg.transforms import DenseCRFd
 
 CASES = ["a", "b", "c", "d", "e", "f"]
 SHAPE = (1, 8, 6)
@@ -164,6 +165,28 @@ def test_it_is_read_for_the_prediction_that_it_was_chosen_for(dataset, run_dir, 
     for other in (tmp_path / "other.pt", [best, tmp_path / "other.pt"]):
         with pytest.raises(ConfigError, match="chosen for another checkpoint"):
             read_threshold(str(run_dir / "threshold.json"), other, flips=[0], mode="mean")
+
+
+def test_a_refinement_is_compared_by_its_arguments(dataset, run_dir):
+    def crf(**options):
+        return [DenseCRFd("pred", **{"appearance_intensity": [0.1, 1.0], **options})]
+
+    best = run_dir / "model_best.pt"
+    run(ChooseThreshold(run_dir, dataset, best, refine=crf()), slices())
+    assert 0 < read_threshold("chosen", best, refine=crf()) < 1
+    others = [
+        [],
+        crf() * 2,
+        crf(appearance_intensity=[0.1, 2.0]),
+        crf(iterations=4),
+        crf(image_key="ct"),
+        [MedianSmoothd("pred", radius=1)],
+    ]
+    for other in others:
+        with pytest.raises(ConfigError, match="chosen for another refine"):
+            read_threshold("chosen", best, refine=other)
+    with pytest.raises(ConfigError, match="refine: found a function, which a later prediction cannot be compared with"):
+        ChooseThreshold(run_dir, dataset, best, refine=[Lambdad("pred", lambda p: p**2)])
 
 
 def test_numbers_pass_and_the_rest_is_refused(run_dir):

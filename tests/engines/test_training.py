@@ -1,9 +1,12 @@
 """A trainer trains, validates, and leaves in the run folder what a later reader needs."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from ignite.engine import Events
 from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Activationsd, AsDiscreted, Compose, RandGaussianNoised
@@ -51,19 +54,32 @@ def network():
 POST = Compose([Activationsd("pred", sigmoid=True), AsDiscreted("pred", threshold=0.5)])
 
 
-def validator(net, **kwargs):
+def validator(net, data, metric):
     return segmentation_evaluator(
         "cpu",
-        DataLoader(Squares(), batch_size=3),
+        DataLoader(data, batch_size=3),
         net,
         postprocessing=POST,
-        key_val_metric={"val_dice": MeanScore("dice")},
-        **kwargs,
+        key_val_metric=None if metric is None else {"val_dice": metric},
     )
 
 
-def trainer(run_dir, net, data=None, num_workers=0, max_epochs=3, rate=0.05, with_validator=True, **kwargs):
-    dataset = SeededDataset(data or Squares(), RandGaussianNoised("image", prob=1.0, std=0.1), seed=1)
+DICE = MeanScore("dice")
+
+
+def trainer(
+    run_dir,
+    net,
+    data=None,
+    num_workers=0,
+    max_epochs=3,
+    rate=0.05,
+    with_validator=True,
+    val_data=None,
+    metric=DICE,
+    **kwargs,
+):
+    dataset = SeededDataset(Squares() if data is None else data, RandGaussianNoised("image", prob=1.0, std=0.1), seed=1)
     optimizer = torch.optim.Adam(net.parameters(), rate)
     return segmentation_trainer(
         "cpu",
@@ -73,7 +89,7 @@ def trainer(run_dir, net, data=None, num_workers=0, max_epochs=3, rate=0.05, wit
         optimizer,
         FBetaLoss(beta=2, sigmoid=True),
         run_dir,
-        validator=validator(net) if with_validator else None,
+        validator=validator(net, Squares() if val_data is None else val_data, metric) if with_validator else None,
         **kwargs,
     )
 
@@ -169,6 +185,77 @@ def test_arguments_that_make_no_training_are_refused(tmp_path):
         trainer(tmp_path / "absent", network())
     with pytest.raises(ConfigError, match="expected one of dice"):
         MeanScore("accuracy")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"val_interval": 0}, "val_interval: found 0, expected at least 1"),
+        ({"early_stopping": 0}, "early_stopping: found 0, expected at least 1"),
+        ({"max_epochs": 0}, "max_epochs: found 0, expected at least 1"),
+        ({"ema_momentum": 0.0}, r"ema_momentum: found 0\.0, expected a number between 0 and 1"),
+        ({"ema_momentum": 1.5}, r"ema_momentum: found 1\.5"),
+        ({"snapshots": 3}, "snapshots: found 3 with NoneType, expected a list"),
+        ({"snapshots": [2, 7]}, "snapshots: found 7, expected iterations from 1 to 6"),
+        ({"data": []}, "train_data_loader: found an epoch without a batch"),
+        ({"val_data": []}, "validator: found nothing to validate with"),
+        ({"metric": None}, "validator: found no key metric"),
+    ],
+)
+def test_numbers_and_data_that_make_no_training_are_refused_before_it_begins(given, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        trainer(tmp_path, network(), **given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_holds_a_training_is_refused_and_left_as_it_is(tmp_path):
+    trainer(tmp_path, network(), max_epochs=1).run()
+    before = {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    with pytest.raises(ConfigError, match="holds a training already, expected a new folder"):
+        trainer(tmp_path, network())
+    assert {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
+
+
+class Told:
+    """A key metric whose values are given, one for each validation."""
+
+    def __init__(self, *values):
+        self.values = list(values)
+
+    def attach(self, engine, name):
+        engine.add_event_handler(
+            Events.EPOCH_COMPLETED, lambda e: e.state.metrics.update({name: self.values.pop(0) if self.values else 0.0})
+        )
+
+
+@pytest.mark.parametrize("values", [(math.nan, 0.3, math.nan, 0.2), (0.3, math.nan, math.nan)])
+def test_a_metric_without_a_value_is_worse_than_any_other(values, tmp_path):
+    best = values.index(0.3) + 1
+    run = trainer(tmp_path, network(), metric=Told(*values), max_epochs=9, early_stopping=2)
+    run.run()
+    content = load_checkpoint(tmp_path / "model_best.pt", network())
+    assert (content["epoch"], content["score"]) == (best, 0.3)
+    assert run.state.epoch == best + 2
+
+
+def test_gradients_of_two_batches_are_those_of_both_together(tmp_path):
+    states = []
+    for size, steps in ((4, 1), (2, 2)):
+        net = torch.nn.Conv2d(1, 1, 3, padding=1, bias=False)
+        torch.nn.init.zeros_(net.weight)
+        (tmp_path / str(size)).mkdir()
+        segmentation_trainer(
+            "cpu",
+            2,
+            SeededLoader(SeededDataset(Squares()), size),
+            net,
+            torch.optim.SGD(net.parameters(), 0.1),
+            torch.nn.BCEWithLogitsLoss(),
+            tmp_path / str(size),
+            accumulation_steps=steps,
+        ).run()
+        states.append(net.weight)
+    torch.testing.assert_close(*states)
 
 
 class Shift(torch.nn.Module):

@@ -98,6 +98,7 @@ def test_a_misspelt_name_is_no_empty_list():
         (["--nested#value", "@rate"], [0.1, [1, 2], 0.1]),
         (["--nested#value", "{a: 1}"], [0.1, [1, 2], {"a": 1}]),
         (["--nested#value", "1e-3", "--sizes", "[2E5, 1_a]"], [0.1, [2e5, "1_a"], 0.001]),
+        (["--nested#value", "2024-05-17"], [0.1, [1, 2], "2024-05-17"]),
         (["--nested#value", "$(lambda x: x + 1)(@rate)"], [0.1, [1, 2], 1.1]),
     ],
 )

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from monai.bundle import ConfigWorkflow
 
 from medseg.errors import ConfigError, DatasetError
-from medseg.experiments import new_run, record_run, unlock_split
+from medseg.experiments import latest_run, new_run, record_run, unlock_split
 
 
 def test_runs_are_numbered_and_never_overwritten(tmp_path: Path):
@@ -100,6 +100,19 @@ def test_what_is_no_dataset_is_not_recorded(tmp_path: Path):
     with pytest.raises(DatasetError, match=r"no dataset\.json in it"):
         record_run(new_run(tmp_path, "unet"), tmp_path, seed=0)
     assert list((tmp_path / "unet/00").iterdir()) == []
+
+
+def test_a_name_that_is_a_number_is_a_name(tmp_path: Path):
+    assert new_run(tmp_path, 17) == latest_run(tmp_path, 17) == tmp_path / "17/00"
+
+
+def test_a_folder_that_has_a_record_is_refused_and_keeps_it(run_dir: Path, write_dataset, tmp_path: Path):
+    before = (run_dir / "run.json").read_bytes()
+    with pytest.raises(ConfigError, match="holds a run already, expected a new folder"):
+        record_run(run_dir, tmp_path / "dataset", seed=1)
+    assert (run_dir / "run.json").read_bytes() == before
+    with pytest.raises(ConfigError, match="absent is no folder, expected an empty one"):
+        record_run(tmp_path / "absent", tmp_path / "dataset", seed=1)
 
 
 @pytest.fixture

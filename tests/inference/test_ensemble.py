@@ -95,6 +95,17 @@ def test_pooling_is_between_its_members_and_in_no_order(values, activation, mode
         torch.testing.assert_close(pooled.sum(1), torch.ones(1, 1))
 
 
+@pytest.mark.parametrize("mode", ["mean", "vote"])
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_a_network_that_knows_no_answer_is_not_outvoted_without_a_word(activation, mode):
+    predictions = some(activation)
+    predictions[1][0, 2, 3, 4] = torch.nan
+    pooled = pool_logits(predictions, activation, mode)
+    unknown = torch.zeros(pooled.shape, dtype=torch.bool)
+    unknown[(0, 2, 3, 4) if activation == "sigmoid" else (0, slice(None), 3, 4)] = True
+    assert torch.equal(pooled.isnan(), unknown)
+
+
 def test_half_precision_is_pooled_in_float32():
     predictions = [p.half() for p in some("softmax")]
     pooled = pool_logits(predictions, "softmax")

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
-from monai.losses import DiceLoss, TverskyLoss
+from monai.losses import DiceLoss
 
 from medseg.errors import ConfigError, GeometryError
 from medseg.losses import FBetaLoss
@@ -26,21 +26,6 @@ def test_linear_form_by_hand():
     pred, truth = torch.tensor([[[0.5, 1.0, 0.0, 0.25]]]), torch.tensor([[[1.0, 1.0, 0.0, 0.0]]])
     # 1 - (1 + 4) * 1.5 / (4 * 2 + 1.75)
     assert FBetaLoss(beta=2, squared=False, smooth=0)(pred, truth).item() == pytest.approx(1 - 7.5 / 9.75, rel=1e-6)
-
-
-@pytest.mark.parametrize("beta", [0.5, 1, 2, 4])
-def test_linear_form_is_tversky_with_its_gradient(beta):
-    pred, truth = batch(channels=3, dtype=torch.float64)
-    a, b = 1 / (1 + beta**2), beta**2 / (1 + beta**2)
-    losses, gradients = [], []
-    for loss in (FBetaLoss(beta, squared=False), TverskyLoss(alpha=a, beta=b)):
-        leaf = pred.clone().requires_grad_()
-        value = loss(leaf, truth)
-        value.backward()
-        losses.append(value)
-        gradients.append(leaf.grad)
-    torch.testing.assert_close(*losses, rtol=1e-12, atol=0)
-    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-15)
 
 
 def test_beta_one_is_dice_in_both_forms():
@@ -131,19 +116,6 @@ def test_empty_truth_is_finite():
     taught = torch.full((1, 1, 50), 0.5, requires_grad=True)
     FBetaLoss(2, smooth=1)(taught, empty).backward()
     assert taught.grad.min() > 100 * pred.grad.min()
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("squared", [True, False])
-def test_half_precision_does_not_overflow(dtype, squared):
-    logits = torch.full((1, 1, 400, 400), 9.0, dtype=dtype, requires_grad=True)
-    truth = torch.ones(1, 1, 400, 400, dtype=dtype)
-    truth[..., :200] = 0
-    value = FBetaLoss(2, squared=squared, sigmoid=True)(logits, truth)
-    assert value.dtype == torch.float32
-    assert value.item() == pytest.approx(1 - 5 * 80_000 / (4 * 80_000 + 160_000), abs=1e-3)
-    value.backward()
-    assert logits.grad.isfinite().all()
 
 
 def test_a_wrong_certainty_still_has_a_gradient_in_half_precision():

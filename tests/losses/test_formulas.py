@@ -12,6 +12,7 @@ from monai.losses import DiceCELoss, DiceLoss, FocalLoss, GeneralizedDiceLoss, T
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
 
 from medseg.data import balanced_class_weights
+from medseg.errors import ConfigError
 from medseg.losses import BalancedCELoss, FBetaLoss, HeadsLoss, PooledTverskyLoss
 
 exact = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-12)
@@ -238,6 +239,7 @@ def test_where_there_is_nothing_to_find(loss, nothing, everything):
     "loss",
     [
         FBetaLoss(2, sigmoid=True),
+        FBetaLoss(2, squared=False, sigmoid=True),
         PooledTverskyLoss(sigmoid=True),
         BalancedCELoss(),
         HeadsLoss(DiceLoss(sigmoid=True)),
@@ -250,6 +252,7 @@ def test_sums_beyond_the_largest_half_precision_number(loss, dtype):
     logits = torch.full((1, 1, 1, 1), 1.0, dtype=dtype).expand(truth.shape).clone().requires_grad_()
     value = loss(logits, truth.to(dtype))
     value.backward()
+    assert value.dtype == torch.float32
     assert value.item() == pytest.approx(loss(logits.detach().double(), truth).item(), rel=1e-5)
     assert logits.grad.isfinite().all()
 
@@ -262,3 +265,51 @@ def test_generalized_dice_is_pooled_with_weights_of_the_batch():
         monai = GeneralizedDiceLoss(batch=True, w_type=kind, **options, **SMOOTH)
         ours = PooledTverskyLoss(weight=weight, smooth=0, **options)
         torch.testing.assert_close(ours(logits, labels), monai(logits, labels), rtol=1e-6, atol=0)
+
+
+OURS = {
+    "F2": FBetaLoss(2, softmax=True, to_onehot_y=True),
+    "DCL_w": PooledTverskyLoss(weight=[1, 2, 3], softmax=True, to_onehot_y=True),
+    "balanced cross-entropy": BalancedCELoss(),
+}
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int64, torch.float32])
+def test_labels_of_any_type_are_taken_and_those_of_no_class_refused(name, dtype):
+    logits, labels = batch()
+    exact(OURS[name](logits, labels.to(dtype)), OURS[name](logits, labels))
+    labels[0, 0, 0, 0] = 3
+    with pytest.raises(ConfigError, match="target holds values from 0 to 3; expected labels from 0 to 2"):
+        OURS[name](logits, labels.to(dtype))
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("value", [-1, 0.5, float("nan")])
+def test_labels_to_ignore_or_interpolated_are_refused(name, value):
+    logits, labels = batch()
+    labels = labels.double()
+    labels[0, 0, 0, 0] = value
+    with pytest.raises(ConfigError, match=r"target holds (values from -1|fractions)"):
+        OURS[name](logits, labels)
+
+
+@pytest.mark.parametrize("loss", [FBetaLoss(2, sigmoid=True), PooledTverskyLoss(sigmoid=True), BalancedCELoss()])
+def test_a_mask_of_0_and_255_is_refused(loss):
+    logits, labels = batch(1)
+    with pytest.raises(ConfigError, match=r"(truth|target) holds values from 0 to 255; expected 0 to 1"):
+        loss(logits, labels.clamp(max=1) * 255)
+
+
+@pytest.mark.parametrize("loss", [FBetaLoss(2), PooledTverskyLoss()])
+def test_logits_without_activation_are_refused(loss):
+    logits, labels = batch()
+    with pytest.raises(ConfigError, match=r"prediction holds values from .* expected 0 to 1: probabilities"):
+        loss(logits, channels(labels))
+
+
+@pytest.mark.parametrize("loss", [FBetaLoss(2, sigmoid=True), PooledTverskyLoss(sigmoid=True), BalancedCELoss()])
+def test_what_is_no_number_stays_none(loss):
+    """So that the trainer stops, and a GradScaler leaves the step out."""
+    logits, labels = batch(1)
+    assert loss(logits * torch.nan, labels).isnan()

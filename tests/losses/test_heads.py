@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from monai.data import MetaTensor
 from monai.losses import DeepSupervisionLoss, DiceCELoss, DiceLoss
 from monai.networks.nets import DynUNet
 
@@ -74,6 +75,19 @@ def test_gradients_against_finite_differences():
     logits, labels = batch(2)
     loss = HeadsLoss([dice(), DiceCELoss(softmax=True, to_onehot_y=True)], [1, 0.5])
     assert torch.autograd.gradcheck(lambda x: loss(x, labels), logits.double().requires_grad_())
+
+
+def test_metatensors_are_taken_and_a_plain_number_returned():
+    logits, labels = batch(2)
+    value = HeadsLoss(dice())(MetaTensor(logits), MetaTensor(labels))
+    assert type(value) is torch.Tensor
+    torch.testing.assert_close(value, HeadsLoss(dice())(logits, labels))
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_weights_that_are_none_are_refused(weight):
+    with pytest.raises(ConfigError, match=r"weights: \[1.0, .*\] given, numbers from 0"):
+        HeadsLoss(dice(), [1.0, weight])
 
 
 def test_losses_move_with_it():

@@ -106,6 +106,7 @@ def test_the_score_of_hard_counts_pools_and_does_not_average():
         ({"weight": 2.0}, "a list of a number"),
         ({"weight": [1, -1]}, "a number from 0 per class"),
         ({"weight": [0, 0]}, "one positive"),
+        ({"weight": [1, math.inf]}, "a number from 0 per class"),
         ({"weight": [1, math.nan]}, "a number from 0 per class"),
         ({"smooth": -1}, "smooth is -1"),
         ({"sigmoid": True, "softmax": True}, "at most one"),

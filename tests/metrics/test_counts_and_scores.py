@@ -98,6 +98,17 @@ def test_conventions_for_empty_masks(counts, expected):
         np.testing.assert_allclose([float(score(kind)) for score in SCORES], expected)
 
 
+@pytest.mark.parametrize(
+    "of",
+    [list, lambda n: np.array(n, np.uint8), lambda n: torch.tensor(n, dtype=torch.uint8)],
+    ids=["lists", "arrays", "tensors"],
+)
+def test_small_integers_do_not_overflow_and_lists_are_taken(of):
+    counts = Counts(*(of([n]) for n in (200, 100, 200, 60)))
+    expected = [400 / 560, 1000 / 1340, 200 / 260, 200 / 300, 200 / 300]
+    assert [float(score(counts)[0]) for score in SCORES] == pytest.approx(expected)
+
+
 def test_the_value_of_an_empty_mask_can_be_chosen():
     empty = Counts(tp=0, fp=0, tn=9, fn=0)
     assert isnan(dice(empty, empty=nan))
@@ -141,8 +152,30 @@ def test_bad_input_is_refused():
         confusion_counts(ok[0], ok[0])
     with pytest.raises(ConfigError, match="truth holds 2; expected 0 and 1"):
         confusion_counts(ok, ok * 2)
+    with pytest.raises(ConfigError, match="prediction holds -1; expected 0 and 1"):
+        confusion_counts(-ok, ok)
     with pytest.raises(ConfigError, match="beta is 0"):
         f_beta(Counts(1, 1, 1, 1), 0)
+
+
+@pytest.mark.parametrize("values", [[0.0, 2.0, 2.0], [-3.0, 5.0, 0.2]], ids=["a label map", "logits"])
+def test_what_is_no_probability_is_refused(values):
+    values, truth = torch.tensor([[values]]), torch.tensor([[[0.0, 1.0, 1.0]]])
+    with pytest.raises(ConfigError, match=r"prediction holds values from .* expected 0 to 1: probabilities"):
+        confusion_counts(values, truth)
+    with pytest.raises(ConfigError, match="truth holds values from"):
+        confusion_counts(truth, values)
+    rounded = confusion_counts(truth * (1 + 1e-6), truth)  # such as the mean of an ensemble
+    assert rounded.tp.item() == pytest.approx(2)
+
+
+def test_what_is_no_number_is_no_score():
+    pred = torch.tensor([[[0.0, nan, 1.0]]])
+    assert isnan(dice(confusion_counts(pred, torch.ones(1, 1, 3))))
+
+
+def test_no_image_has_no_counts():
+    assert all(c.shape == (0, 2) for c in confusion_counts(torch.zeros(0, 2, 4), torch.zeros(0, 2, 4)))
 
 
 @given(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5), st.integers(0, 5))

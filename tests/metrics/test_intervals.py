@@ -99,13 +99,14 @@ def test_too_few_patients_have_no_bounds():
     assert one.estimate == pytest.approx(0.6)
     assert isnan(one.low)
     assert isnan(one.high)
-    assert str(one) == "0.60 (nan-nan)"
+    assert str(one) == "0.60 (nan to nan)"
     assert isnan(bootstrap_interval([]).estimate)
     assert isnan(bootstrap_interval([nan, nan]).estimate)
 
 
 def test_interval_prints_short():
-    assert str(Interval(0.81, 0.76, 0.85)) == "0.81 (0.76-0.85)"
+    assert str(Interval(0.81, 0.76, 0.85)) == "0.81 (0.76 to 0.85)"
+    assert str(Interval(-0.05, -0.1, -0.02)) == "-0.05 (-0.10 to -0.02)"
 
 
 @pytest.mark.parametrize("statistic", [np.mean, np.median])

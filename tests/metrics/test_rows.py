@@ -125,6 +125,24 @@ def test_tensors_metatensors_and_a_channel_axis_are_taken():
     np.testing.assert_equal(slice_scores(pred[None], image, {"blob": 1}), slice_scores(pred, truth, {"blob": 1}))
 
 
+@pytest.mark.filterwarnings("error")
+def test_arrays_of_any_layout_are_taken():
+    pred, truth = blob(0), blob(1)
+    expected = case_scores(pred, truth, (1, 1, 2), {"blob": 1})
+    fixed = truth.copy()
+    fixed.flags.writeable = False  # as a cache of nibabel's or a file that is mapped
+    for one, other in ((pred.astype(">i2"), truth.astype(">f4")), (pred[::-1], truth[::-1]), (pred, fixed)):
+        np.testing.assert_equal(case_scores(one, other, (1, 1, 2), {"blob": 1}), expected)
+
+
+@pytest.mark.parametrize("value", [0.5, np.inf, np.nan])
+def test_what_is_no_label_is_refused(value):
+    mask = blob(0).astype(float)
+    mask[0, 0, 0] = value
+    with pytest.raises(ConfigError, match="truth holds fractions or what is no finite number"):
+        case_scores(blob(0), mask, (1, 1, 1), {"blob": 1})
+
+
 def test_bad_input_is_refused():
     mask = blob(0)
     with pytest.raises(GeometryError, match=r"\(14, 12, 10\) against truth of shape \(14, 12, 9\)"):
@@ -135,5 +153,7 @@ def test_bad_input_is_refused():
         case_scores(mask, mask, (1, 1, 0), {"blob": 1})
     with pytest.raises(ConfigError, match="prediction holds fractions"):
         case_scores(mask * 0.5, mask, (1, 1, 1), {"blob": 1})
+    with pytest.raises(ConfigError, match="tolerance_mm is -1"):
+        case_scores(mask, mask, (1, 1, 1), {"blob": 1}, tolerance_mm=-1)
     with pytest.raises(ConfigError, match="axis is 3"):
         slice_scores(mask, mask, {"blob": 1}, axis=3)

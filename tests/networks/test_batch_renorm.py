@@ -205,6 +205,7 @@ def test_a_network_takes_it_as_any_normalization():
     [
         ({"r_max": 0.5}, "r_max and d_max of BatchRenorm are 0.5 and 5.0; expected at least 1 and 0"),
         ({"d_max": -1}, "expected at least 1 and 0"),
+        ({"r_max": float("nan")}, "r_max and d_max of BatchRenorm are nan"),
         ({"r_ramp": (7, 7)}, r"r_ramp of BatchRenorm is \[7, 7\]; expected two iterations"),
         ({"d_ramp": (7,)}, r"d_ramp of BatchRenorm is \[7\]"),
     ],

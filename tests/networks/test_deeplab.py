@@ -83,6 +83,15 @@ def test_a_single_image_in_training():
     assert network(torch.zeros(1, 1, 64, 64)).shape == (1, 2, 64, 64)
     with pytest.raises(ConfigError, match="single voxel"):
         network(torch.zeros(1, 1, 16, 16))
+    groups = DeepLabV3Plus(2, 1, 2, encoder=partial(NARROW, norm=GROUP), channels=8, low_level_channels=4, norm=GROUP)
+    assert groups(torch.zeros(1, 1, 16, 16)).shape == (1, 2, 16, 16)
+
+
+@pytest.mark.parametrize(("norm", "images"), [("BATCH_RENORM", 1), ("INSTANCE", 2)])
+def test_the_mean_of_an_image_has_nothing_to_normalize(norm, images):
+    network = DeepLabV3Plus(2, 1, 2, encoder=NARROW, channels=8, norm=norm)
+    with pytest.raises(ConfigError, match="single voxel"):
+        network(torch.zeros(images, 1, 64, 64))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +101,6 @@ def test_a_single_image_in_training():
         (partial(DeepLabV3Plus, 2, 1, 2, output_stride=12), "output_stride is 12; expected 8, 16 or 32"),
         (partial(DeepLabV3Plus, 4, 1, 2), "spatial_dims is 4"),
         (partial(DeepLabV3Plus, 2, 1, 2, rates=(0, 6)), "expected positive rates"),
-        (partial(DeepLabV3Plus, 2, 1, 2, encoder=NARROW, norm="INSTANCE"), "expected BATCH or GROUP"),
         (
             partial(DeepLabV3Plus, 2, 1, 2, encoder=HalvesOnce),
             "strides \\(2,\\), but the decoder takes those of stride 4",

@@ -1,11 +1,13 @@
 """The dilated CNN: what it sees, and its two forms."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from medseg.errors import ConfigError
-from medseg.networks import DilatedCNN, UNet, count_parameters, receptive_field
+from medseg.networks import ConvActNorm, DilatedCNN, UNet, count_parameters, receptive_field
 
 
 def test_it_sees_131_voxels_in_eight_kernels_of_3_and_two_of_1() -> None:
@@ -59,6 +61,30 @@ def test_a_receptive_field_is_measured_through_pooling_and_negative_weights() ->
     assert receptive_field(network, 9) == (5, 5)
     assert network[2].weight.unique().tolist() == [-1], "the network itself is left as it is"
     assert receptive_field(UNet(2, 1, 1, channels=(4,)), 16) == (7, 7)  # two convolutions and a head of 3
+
+
+@pytest.mark.parametrize("act", ["RELU", "RELU6", "PRELU", "SIGMOID"])
+def test_what_a_network_has_learned_does_not_change_what_it_sees(act: str) -> None:
+    """With biases and statistics that stop every ReLU, or images that saturate it, it sees as far as at first."""
+    torch.manual_seed(0)
+    network = UNet(2, 1, 1, channels=(4, 4), block=partial(ConvActNorm, act=act))
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight)
+            nn.init.constant_(module.running_mean, 5)
+        if isinstance(module, nn.Conv2d):
+            nn.init.constant_(module.bias, -5)
+            nn.init.constant_(module.weight, 9)
+    assert receptive_field(network, 32) == (22, 22)
+
+
+@pytest.mark.parametrize("padding", [True, False])
+def test_a_single_voxel_is_not_normalized(padding: bool) -> None:
+    network = DilatedCNN(2, 1, 2, channels=2, features=2, dilations=(1, 2), padding=padding)
+    x = torch.zeros(2, 1, *[1 if padding else 7] * 2)
+    with pytest.raises(ConfigError, match="single voxel"):
+        network(x[:1])
+    assert network(x).shape == network.eval()(x).shape == (2, 2, 1, 1)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from medseg.networks import (
     TriplanarClassifier,
     UNet,
     VNet,
+    kits_deeplab,
     kits_pspnet_small,
     kits_unet2d,
     kits_unet3d,
@@ -115,6 +116,7 @@ CASES = {
         odd=(29, 35, 15),
         steps=90,
     ),
+    "kits_deeplab": Case(partial(kits_deeplab, 2, 1, 2, encoder=NARROW_MOBILENET, channels=16), size=(48, 48)),
     "PSPNet 2d": Case(
         partial(PSPNet, 2, 1, 2, encoder=NARROW_RESNET, channels=16), size=(64, 64), odd=(45, 53), steps=45
     ),

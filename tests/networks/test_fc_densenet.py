@@ -6,7 +6,7 @@ from torch import nn
 
 from medseg.errors import ConfigError
 from medseg.networks import FCDenseNet, count_parameters, he_uniform
-from medseg.networks.unet import UpLevel
+from medseg.networks.encoder_decoder import UpLevel
 
 #: growth, layers; number of convolutions, which gives the name; parameters with and without running statistics.
 PUBLISHED = [

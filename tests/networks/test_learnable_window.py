@@ -96,6 +96,27 @@ def test_the_width_stays_positive_and_comes_back():
     assert window.width.item() == pytest.approx(15)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("raw_width", [-3.0, -1001.0, -60000.0])
+def test_no_step_is_so_large_that_the_width_becomes_zero(dtype, raw_width):
+    window = LearnableWindow((70, 200), scale=True, unit=1.0).to(dtype)
+    with torch.no_grad():
+        window.raw_width.fill_(raw_width)
+    assert window.width.item() == 1
+    x = torch.tensor([[[-30000.0, 70.0, 30000.0]]], dtype=dtype)
+    out = window(x)
+    assert out.flatten().tolist() == [0, 0.5, 1]
+    out.sum().backward()
+    assert window.raw_width.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_what_lies_in_the_window_passes_exactly_and_the_rest_is_its_edge(dtype):
+    x = torch.tensor([[[-30000.0, -601.0, 70.0, 141.0, 30000.0]]]).to(dtype)
+    low, high = (torch.tensor(edge, dtype=dtype).item() for edge in (-1344.0, 144.0))
+    assert LearnableWindow((-600, 1488)).to(dtype)(x).flatten().tolist() == [low, *x.flatten().tolist()[1:4], high]
+
+
 def test_unit_sets_what_a_step_of_adam_moves():
     moved = []
     for unit in (1.0, 1000.0):
@@ -150,6 +171,7 @@ def test_a_bundle_configuration_puts_it_in_front_of_a_network():
         ({"windows": [(1, 2, 3)]}, "expected center and width"),
         ({"windows": 70}, "expected center and width"),
         ({"windows": (70, 200), "unit": 0}, "unit 0"),
+        ({"windows": (70, 200), "unit": float("inf")}, "unit inf"),
         ({"windows": (70, 200), "min_width": 0}, "min_width 0"),
     ],
 )

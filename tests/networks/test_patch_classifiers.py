@@ -91,12 +91,23 @@ def test_gradients_are_the_same_too(network: PatchClassifier) -> None:
         torch.testing.assert_close(whole, patches)
 
 
-def test_slabs_do_not_show(network: PatchClassifier) -> None:
-    image = image_for(network)
+def test_slabs_do_not_show_and_are_no_thinner_than_a_patch(network: PatchClassifier) -> None:
+    size = network.patch_size
+    image = torch.randn(1, network.in_channels, 2 * size + 3, *[size // 2 + 2] * (network.spatial_dims - 1))
+    slabs = []
+    merged = network._merged
+    network._merged = lambda slab: (slabs.append(slab.shape[2] - size + 1), merged(slab))[1]
     with torch.no_grad():
         at_once = network(image)
         network.largest_map = 1
         torch.testing.assert_close(network(image), at_once)
+    assert slabs == [2 * size + 3, size, size, 3]
+
+
+def test_layers_that_pool_nothing_cost_nothing() -> None:
+    network = PatchClassifier(2, 1, 2, scales=[(9, 1), (5, 3)], convolutions=[(4, 2, 1), (4, 2, 2)])
+    pools = [type(module).__name__ for module in network.modules() if "Pool" in type(module).__name__]
+    assert sorted(pools) == ["AvgPool2d", "MaxPool2d", "MaxPool2d"]
 
 
 def test_a_patch_is_what_lies_around_its_voxel(network: PatchClassifier) -> None:

@@ -23,7 +23,7 @@ from PIL import Image
 from medseg.errors import DatasetError, GeometryError, ReadError
 from medseg.metrics import outliers
 from medseg.report import alignment_picture, dataset_report
-from medseg.report.dataset import LABEL_COLORS
+from medseg.report.case_picture import LABEL_COLORS
 
 COLORS = [tuple(int(color[i : i + 2], 16) for i in (1, 3, 5)) for color in LABEL_COLORS]
 
@@ -168,7 +168,7 @@ def test_a_broken_case_is_named_and_the_others_are_shown(make_dataset: Callable[
     save(np.zeros((24, 20, 5), np.uint8), np.diag([1.0, 1, 3, 1]), root / "labelsTr" / "case_d.nii.gz")
     (root / "labelsTr" / "case_e.nii.gz").unlink()
     html = dataset_report(root).read_text()
-    assert "case_a_0001.nii.gz cannot be read" in html
+    assert re.search(r"case_a_0001\.nii\.gz: cut short", html)
     assert "image absent" in html
     assert "image 24x20x6 and label 24x20x5 differ in shape" in html
     assert "no label file" in html
@@ -200,6 +200,23 @@ def test_damaged_json_is_named(make_dataset: Callable[..., Path]) -> None:
     (root / "manifest.json").write_text("{")
     with pytest.raises(ReadError, match=r"manifest\.json: not valid JSON"):
         dataset_report(root)
+
+
+@pytest.mark.parametrize("key", ["channel_names", "labels", "classes"])
+def test_names_that_are_a_list_are_refused(make_dataset: Callable[..., Path], key: str) -> None:
+    root = make_dataset({"case_a": 1.0})
+    info = json.loads((root / "dataset.json").read_text())
+    (root / "dataset.json").write_text(json.dumps(info | {key: ["CT"]}))
+    with pytest.raises(DatasetError, match=f"{key} is a list, names and values expected"):
+        dataset_report(root)
+
+
+def test_a_channel_with_the_word_ct_is_shown_in_its_window(tmp_path: Path) -> None:
+    ct = np.full((10, 10, 3), -2000, np.float32)
+    ct[5:] = 40
+    path = save(ct, np.diag([-1.0, -1.0, 2.0, 1.0]), tmp_path / "0.nii.gz")
+    for name, gray in (("low-dose CT", 127), ("T1", 255)):
+        assert abs(int(np.asarray(alignment_picture([path], None, [name], height=100))[50, 90, 0]) - gray) <= 1
 
 
 class Cells(HTMLParser):

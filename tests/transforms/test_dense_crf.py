@@ -148,7 +148,8 @@ def test_the_dictionary_twin_keeps_geometry_and_everything_else():
 
 def test_a_slice_takes_the_first_two_of_three_spacings():
     _, image, p, spacing = noisy(2)
-    assert torch.equal(DenseCRF(30.0, spacing=(*spacing, 3.0))(p, image), DenseCRF(30.0, spacing=spacing)(p, image))
+    for more in ((*spacing, 3.0), np.array([*spacing, 3.0])):
+        assert torch.equal(DenseCRF(30.0, spacing=more)(p, image), DenseCRF(30.0, spacing=spacing)(p, image))
 
 
 def test_certain_probabilities_and_a_flat_image_give_numbers():

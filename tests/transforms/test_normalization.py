@@ -66,7 +66,11 @@ def test_types_and_geometry_stay():
 def test_statistics_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match="of 2 channels, the image has 3"):
         PopulationZScore(STATISTICS)(np.zeros((3, 2, 2)))
-    for mean, std in (([1.0], [0.0]), ([1.0], [-1.0]), ([1.0], [float("nan")]), ([1.0, 2.0], [1.0])):
+    nan, inf = float("nan"), float("inf")
+    wrong = [([1.0], [std]) for std in (0.0, -1.0, nan, inf)] + [([mean], [1.0]) for mean in (nan, inf)]
+    with pytest.raises(ConfigError, match="a number per channel"):
+        PopulationZScore({"mean": [1.0]})
+    for mean, std in [*wrong, ([1.0, 2.0], [1.0]), ([], [])]:
         with pytest.raises(ConfigError, match="a number per channel"):
             PopulationZScore({"mean": mean, "std": std})
 

@@ -142,3 +142,22 @@ def test_a_crop_after_the_rotation_holds_no_padding_and_keeps_the_lesion(degrees
     assert np.unravel_index(int(large.argmax()), large.shape) == (0, 32, 32)
     assert float(large.min()) > 0.5
     assert float(rotated(65).min()) == 0
+
+
+@pytest.mark.parametrize(
+    ("image", "position"),
+    [
+        (torch.zeros(1, 8, 8, 5), (4, 4, 4)),
+        (MetaTensor(torch.zeros(1, 8, 8)), (4, 4, 4)),
+        (MetaTensor(torch.zeros(1, 8, 8, 5)), (4, 4)),
+    ],
+    ids=["no affine", "a picture", "a pixel"],
+)
+def test_a_patch_needs_a_volume_with_an_affine_and_a_point(image: torch.Tensor, position: tuple[float, ...]) -> None:
+    with pytest.raises(GeometryError, match=r"expected a MetaTensor .* and a point in RAS mm"):
+        LesionPatch(3, 1)(image, position)
+
+
+def test_a_pixel_that_is_no_number_is_refused() -> None:
+    with pytest.raises(GeometryError, match="the pixel nan 1 is not in the image"):
+        CropFraction((0.5, 0.5))(MetaTensor(torch.zeros(1, 8, 9)), (float("nan"), 1))

@@ -13,6 +13,7 @@ from scipy import ndimage
 from medseg.errors import ConfigError, GeometryError, ReadError
 from medseg.transforms import Register, Registerd, Registration
 from medseg.transforms import registration as module
+from medseg.transforms import registration_quality as quality
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -176,8 +177,13 @@ def test_masks_keep_their_values_and_type_and_the_image_is_linear():
     inside = within(image, points)
     linear = moved.apply(image, image)[0].numpy().ravel()
     np.testing.assert_allclose(linear[inside], sampled(image, points)[inside], atol=0.05)
-    flags = moved.apply(MetaTensor(mask.as_tensor().bool(), affine=image.affine), image, mode="nearest")
-    np.testing.assert_array_equal(flags.numpy(), carried_mask.numpy() > 0)
+    for kind in (torch.bool, torch.float16, torch.bfloat16, torch.int16, torch.int64):
+        other = moved.apply(MetaTensor(mask.as_tensor().to(kind), affine=image.affine), image, mode="nearest")
+        assert other.dtype == kind
+        assert torch.equal(other.as_tensor(), carried_mask.as_tensor().to(kind))
+    weights = moved.apply(MetaTensor(mask.as_tensor().bool(), affine=image.affine), image)
+    assert weights.dtype == torch.float32
+    assert bool(((weights > 0.1) & (weights < 0.9)).any())
 
 
 def test_outside_the_moving_image_is_its_lowest_value_and_no_label():
@@ -341,7 +347,7 @@ def test_a_fold_is_refused(monkeypatch):
 @pytest.mark.parametrize("angles", [(0, 0, 0), (90, 0, 0), (35, -50, 170)])
 def test_the_figures_of_a_known_transform(angles):
     image = phantom(affine=oblique(angles))
-    probe = module._Probe(module._scaled(image, "it"), module._scaled(image, "it"))
+    probe = quality.Probe(module._scaled(image, "it"), module._scaled(image, "it"))
     stretch = sitk.AffineTransform(3)
     stretch.SetMatrix((rotation(0, 0, 8) @ np.diag([1.2, 1.0, 0.9])).ravel().tolist())
     stretch.SetCenter((centers(image).mean(0) * [-1, -1, 1]).tolist())
@@ -354,10 +360,10 @@ def test_the_figures_of_a_known_transform(angles):
 
 def test_mutual_information_by_hand():
     a = np.repeat([0.0, 1.0], 5000)
-    assert module._mutual_information(a, 1 - a) == pytest.approx(np.log(2), abs=1e-3)
+    assert quality.mutual_information(a, 1 - a) == pytest.approx(np.log(2), abs=1e-3)
     rng = np.random.default_rng(0)
-    assert abs(module._mutual_information(rng.random(20_000), rng.random(20_000))) < 0.005
-    assert module._mutual_information(a[:0], a[:0]) == 0
+    assert abs(quality.mutual_information(rng.random(20_000), rng.random(20_000))) < 0.005
+    assert quality.mutual_information(a[:0], a[:0]) == 0
 
 
 def test_noise_says_nothing_of_a_head():
@@ -419,6 +425,9 @@ def test_a_slab_that_can_never_overlap_enough_is_refused():
         ({"reference_key": "t2"}, "reference_key 't2' is among keys"),
         ({"mask_keys": {"t3": ["a"]}}, "expected one of keys and a list of its masks, such as {'t2': "),
         ({"mask_keys": {"t2": "lesion"}}, "expected one of keys and a list of its masks"),
+        ({"mask_keys": {"t2": ["lesion", "lesion"]}}, "'lesion' would be moved twice"),
+        ({"mask_keys": {"t2": ["t2"]}}, "'t2' would be moved twice"),
+        ({"mask_keys": {"t2": ["t1"]}}, "'t1' would be moved twice, or is the reference"),
     ],
 )
 def test_impossible_arguments_are_refused(arguments, reason):

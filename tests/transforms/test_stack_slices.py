@@ -9,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from monai.data import MetaTensor
-from monai.transforms import Compose
+from monai.transforms import Compose, Invertd
 from PIL import Image
 
-from medseg.errors import ConfigError
+from medseg.errors import ConfigError, GeometryError
 from medseg.transforms import PadAndStrideSlices, PadAndStrideSlicesd, ResizeSlices, ResizeSlicesd
 
 AFFINE = np.array([[-0.5, 0, 0, 40], [0, 0, 3, -30], [0, -0.7, 0, 5], [0, 0, 0, 1]], float)
@@ -120,6 +120,18 @@ def test_the_inverse_gives_each_slice_the_kept_one_before_it(n: int, count: int,
     np.testing.assert_array_equal(back, image.index_select(1 + axis, torch.arange(n) // stride * stride))
 
 
+@pytest.mark.parametrize(("nearest", "values"), [(True, [0, 3]), (False, None)], ids=["mask", "probability"])
+def test_a_prediction_is_inverted_by_the_operations_of_its_image(nearest: bool, values: list[int] | None) -> None:
+    """A mask takes no value between its own, though its image was interpolated."""
+    prepare = Compose([ResizeSlicesd("image", (7, 5)), PadAndStrideSlicesd("image", 4)])
+    data = prepare({"image": stack((20, 18, 6))})
+    data["pred"] = MetaTensor((data["image"].as_tensor() > 100).to(torch.uint8) * 3)
+    found = Invertd("pred", prepare, orig_keys="image", nearest_interp=nearest, to_tensor=True)(data)["pred"]
+    assert found.shape == (1, 20, 18, 6)
+    np.testing.assert_allclose(found.affine, AFFINE)
+    assert (found.unique().tolist() == values) == nearest
+
+
 def test_the_filling_may_be_air() -> None:
     assert PadAndStrideSlices(5, fill=-1024)(stack((2, 2, 3)))[0, 0, 0, 3:].tolist() == [-1024, -1024]
 
@@ -168,3 +180,18 @@ def test_twins_have_the_same_arguments(array: Any, dictionary: Any) -> None:
 def test_arguments_that_mean_nothing_are_refused(make: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16])
+def test_labels_of_every_type_are_resized(dtype: torch.dtype) -> None:
+    label = MetaTensor((torch.arange(63 * 50 * 2).reshape(1, 63, 50, 2) % 7).to(dtype), affine=torch.from_numpy(AFFINE))
+    small = ResizeSlices((16, 16), "nearest")(label)
+    x, y = (np.floor((np.arange(16) + 0.5) * n / 16).astype(int) for n in (63, 50))
+    assert small.dtype == dtype
+    np.testing.assert_array_equal(small.numpy(), label.numpy()[:, x][:, :, y])
+
+
+def test_a_picture_is_no_stack() -> None:
+    for transform in (ResizeSlices((4, 4)), PadAndStrideSlices(4, axis=0)):
+        with pytest.raises(GeometryError, match=r"a stack of shape \(1, 8, 8\): expected \(C, X, Y, Z\)"):
+            transform(torch.zeros(1, 8, 8))

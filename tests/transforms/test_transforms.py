@@ -161,3 +161,9 @@ def test_a_channel_out_of_range_says_how_many_there_are():
         SelectChannels([-1])(petct())
     with pytest.raises(ConfigError, match="channel 3 of an image with 1 channel: expected 0 to 0"):
         HounsfieldWindow((0, 1), channel=3)(petct()[:1])
+
+
+def test_one_channel_may_stand_alone():
+    image = np.arange(6).reshape(3, 2)
+    for channel in (0, 2):
+        np.testing.assert_array_equal(SelectChannels(channel)(image), image[[channel]])
