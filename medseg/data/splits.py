@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.optimize import linprog
 
 from medseg.errors import DatasetError, LeakageError
 
@@ -330,6 +329,8 @@ def _allocate(sizes: Sequence[int], shares: NDArray[np.float64], seed: int) -> N
     size × share is least. The squares are written as unit steps of increasing cost, which makes this a
     transportation problem: its linear program has a whole-numbered solution. Ties are broken by the seed.
     """
+    from scipy.optimize import linprog  # a third of a second, which only a split need wait for
+
     totals = _totals(sum(sizes), shares)
     steps = [
         (s, p, k) for s, size in enumerate(sizes) for p, total in enumerate(totals) for k in range(min(size, total))

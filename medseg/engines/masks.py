@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 from monai.utils import CommonKeys
 
-from medseg.errors import DatasetError
+from medseg.engines.answers import refuse_nan
 from medseg.io import write_nifti
 
 
@@ -28,19 +27,9 @@ class SaveMasks:
         self.output_dir = Path(output_dir)
 
     def attach(self, evaluator: Engine) -> None:
-        """Look at each answer of the network, and write after each batch."""
-        evaluator.add_event_handler(IterationEvents.FORWARD_COMPLETED, self.check)
+        """Write after each batch."""
+        evaluator.add_event_handler(IterationEvents.FORWARD_COMPLETED, refuse_nan)
         evaluator.add_event_handler(Events.ITERATION_COMPLETED, self.save)
-
-    def check(self, evaluator: Engine) -> None:
-        """Refuse an answer that is none."""
-        for case, logits in zip(evaluator.state.batch["case"], evaluator.state.output[CommonKeys.PRED], strict=True):
-            unknown = int(torch.as_tensor(logits).isnan().sum())
-            if unknown:
-                raise DatasetError(
-                    f"case {case}: the network answers {unknown:,} of {logits.numel():,} times with NaN, so no mask is "
-                    "written; look for NaN or infinity in its image"
-                )
 
     def save(self, evaluator: Engine) -> None:
         """Write the masks of one batch, and say where they are and how large."""

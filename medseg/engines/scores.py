@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 import torch
 from ignite.engine import Engine, Events
-from monai.data import MetaTensor
+from monai.engines import IterationEvents
 from monai.utils import CommonKeys
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import aff2axcodes
 
 from medseg import metrics
+from medseg.engines.answers import refuse_nan
 from medseg.errors import ConfigError, DatasetError
 from medseg.io.atomic import atomic_path
 
@@ -46,101 +47,61 @@ def _label_map(mask: torch.Tensor, values: Sequence[int]) -> np.ndarray:
 
 
 class Scores:
-    """Score every slice and every case of an evaluation, and keep pictures of them, in a run folder.
+    """Score every case of an evaluation and every slice of it, and keep pictures of them, in a run folder.
 
     `scores.csv` gets a row per label, and per slice and case; rows of the same split written earlier are replaced.
     `pictures/CASE.npz` holds up to twelve linearly spaced slices that have truth or prediction, as the network saw
-    them. Slices of one case must come one after another, as :class:`medseg.data.SliceDataset` gives them. Volumes are
-    cut along their last axis.
+    them. The evaluation gives whole cases (channels, X, Y, Z), whose image has an affine; they are cut along Z.
 
     Args:
         run_dir: the run folder.
         split: the name of the split that is scored.
         labels: value by name, as in dataset.json; the background is 0.
         channel_names: names of the network's input channels.
-        clean: a transform of a dictionary with `pred`, applied to the mask of a whole case before it is scored, such
-            as `KeepLargestConnectedComponentd`. The mask is a label map (1, spatial...), a MetaTensor whose affine
-            tells the spacing alone, also where the network sees slices.
 
     Raises:
-        DatasetError: when a case lacks a slice, because the scores of a volume need every one, or comes twice.
-        ConfigError: when a mask holds anything but labels, or there is no label to score.
+        DatasetError: where a case comes twice, or the network's answer is NaN, which a threshold would make background
+            of.
+        ConfigError: where a mask holds anything but labels, or there is no label to score.
     """
 
     def __init__(
-        self,
-        run_dir: Path | str,
-        split: str,
-        labels: Mapping[str, int],
-        channel_names: Sequence[str] = (),
-        clean: Callable[[dict[str, Any]], Any] | None = None,
+        self, run_dir: Path | str, split: str, labels: Mapping[str, int], channel_names: Sequence[str] = ()
     ) -> None:
         self.run_dir, self.split, self.channel_names = Path(run_dir), split, list(channel_names)
-        self.clean = clean
         self.labels = {name: int(value) for name, value in labels.items() if int(value) > 0}
         if not self.labels or max(self.labels.values()) > 255:
             raise ConfigError(f"labels: {dict(labels)} given, values to 255 expected, one of them other than 0")
         self.scored: set[str] = set()
         self.rows: list[dict[str, Any]] = []
-        self.open: dict[str, Any] | None = None
 
     def attach(self, evaluator: Engine) -> None:
-        """Collect during the evaluation, and write at its end."""
-        evaluator.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
+        """Score during the evaluation, and write at its end."""
+        evaluator.add_event_handler(IterationEvents.FORWARD_COMPLETED, refuse_nan)
+        evaluator.add_event_handler(Events.ITERATION_COMPLETED, self.score)
         evaluator.add_event_handler(Events.COMPLETED, self.write)
 
-    def collect(self, evaluator: Engine) -> None:
-        """Take the samples of one batch."""
+    def score(self, evaluator: Engine) -> None:
+        """Score the cases of one batch."""
         values = sorted(self.labels.values())  # as the channels are
         for item, output in zip(evaluator.state.batch, evaluator.state.output, strict=True):
+            if item["case"] in self.scored:
+                raise DatasetError(f"case {item['case']} comes again; expected each once")
+            self.scored.add(item["case"])
             image = np.asarray(torch.as_tensor(output[CommonKeys.IMAGE]).detach().float().cpu())
-            truth = _label_map(output[CommonKeys.LABEL], values)
-            pred = _label_map(output[CommonKeys.PRED], values)
-            if "slice" in item:
-                spacing, axcodes = [float(s) for s in item["spacing"]], str(item["axcodes"])
-                index, image, truth, pred = int(item["slice"]), image[..., None], truth[..., None], pred[..., None]
-            else:
-                affine = np.asarray(item[CommonKeys.IMAGE].affine, dtype=np.float64)
-                spacing, axcodes = [float(s) for s in voxel_sizes(affine)], "".join(aff2axcodes(affine))
-                index = 0
-            if self.open is None or self.open["case"] != item["case"]:
-                self.close()
-                if item["case"] in self.scored:
-                    raise DatasetError(
-                        f"case {item['case']} comes again after another; expected each once, its slices one after "
-                        "another, so do not shuffle them"
-                    )
-                self.scored.add(item["case"])
-                self.open = {"case": item["case"], "patient": item["patient"], "parts": []}
-                self.open |= {"spacing": spacing, "axcodes": axcodes}
-            self.open["parts"].append((index, image, truth, pred))
+            truth, pred = (_label_map(output[key], values) for key in (CommonKeys.LABEL, CommonKeys.PRED))
+            affine = np.asarray(item[CommonKeys.IMAGE].affine, dtype=np.float64)
+            common = {"split": self.split, "case": item["case"], "patient": item["patient"]}
+            for row in metrics.slice_scores(pred, truth, self.labels):
+                self.rows.append(common | {"level": "slice"} | row)
+            for row in metrics.case_scores(pred, truth, [float(s) for s in voxel_sizes(affine)], self.labels):
+                self.rows.append(common | {"level": "case"} | row)
+            self.picture(item, affine, image, truth, pred)
 
-    def close(self) -> None:
-        """Score the case whose slices are complete."""
-        if self.open is None:
-            return
-        case, parts = self.open, sorted(self.open["parts"], key=lambda part: part[0])
-        indices = [part[0] for part in parts]
-        if indices != list(range(len(parts))):
-            raise DatasetError(
-                f"case {case['case']}: {len(parts)} slices between {indices[0]} and {indices[-1]}, expected all, "
-                "because volumes are scored; write the slices again with --keep all for this split"
-            )
-        image, truth, pred = (np.concatenate([part[i] for part in parts], axis=-1) for i in (1, 2, 3))
-        if self.clean is not None:
-            mask = MetaTensor(torch.from_numpy(pred[None]), affine=np.diag([*case["spacing"], 1.0]))
-            pred = np.asarray(self.clean({CommonKeys.PRED: mask})[CommonKeys.PRED].cpu())[0].astype(np.uint8)
-        common = {"split": self.split, "case": case["case"], "patient": case["patient"]}
-        for row in metrics.slice_scores(pred, truth, self.labels):
-            self.rows.append(common | {"level": "slice"} | row)
-        for row in metrics.case_scores(pred, truth, case["spacing"], self.labels):
-            self.rows.append(common | {"level": "case"} | row)
-        self.picture(image, truth, pred)
-        self.open = None
-
-    def picture(self, image: np.ndarray, truth: np.ndarray, pred: np.ndarray) -> None:
-        """Keep twelve slices of the open case."""
-        assert self.open is not None
+    def picture(
+        self, item: Mapping[str, Any], affine: np.ndarray, image: np.ndarray, truth: np.ndarray, pred: np.ndarray
+    ) -> None:
+        """Keep twelve slices of a case."""
         marked = np.flatnonzero(((truth > 0) | (pred > 0)).any(axis=(0, 1)))
         half = np.abs(image).max() <= np.finfo(np.float16).max
         low, high = (marked[0], marked[-1]) if len(marked) else (0, truth.shape[-1] - 1)
@@ -148,23 +109,22 @@ class Scores:
         names = self.channel_names if len(self.channel_names) == len(image) else [f"{i}" for i in range(len(image))]
         folder = self.run_dir / "pictures"
         folder.mkdir(exist_ok=True)
-        with atomic_path(folder / f"{self.open['case']}.npz") as temporary, temporary.open("wb") as file:
+        with atomic_path(folder / f"{item['case']}.npz") as temporary, temporary.open("wb") as file:
             np.savez_compressed(
                 file,
                 image=np.moveaxis(image[..., shown], -1, 1).astype(np.float16 if half else np.float32),
                 label=np.moveaxis(truth[..., shown], -1, 0),
                 pred=np.moveaxis(pred[..., shown], -1, 0),
                 slices=shown,
-                spacing=np.asarray(self.open["spacing"][:2]),
-                axcodes=np.asarray(list(self.open["axcodes"]), dtype=str),
+                spacing=voxel_sizes(affine)[:2],
+                axcodes=np.asarray(aff2axcodes(affine), dtype=str),
                 channel_names=np.asarray(names, dtype=str),
-                case=np.asarray(self.open["case"], dtype=str),
-                patient=np.asarray(self.open["patient"], dtype=str),
+                case=np.asarray(item["case"], dtype=str),
+                patient=np.asarray(item["patient"], dtype=str),
             )
 
     def write(self) -> None:
         """Write scores.csv, and say where it is and what the cases scored."""
-        self.close()
         path = self.run_dir / "scores.csv"
         if not self.rows:
             raise DatasetError(f"{self.split}: no case to score; expected at least one in this part of the split")

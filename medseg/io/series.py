@@ -105,7 +105,7 @@ def walk(root: Path, unreadable: Callable[[Path, OSError], None] | None = None) 
 
     Args:
         root: the folder.
-        unreadable: called with every folder that cannot be opened, and why.
+        unreadable: called with every folder that cannot be opened, every link that leads nowhere, and why.
     """
     seen: set[tuple[int, int]] = set()
     pending = [root]
@@ -121,11 +121,13 @@ def walk(root: Path, unreadable: Callable[[Path, OSError], None] | None = None) 
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
-                    with suppress(OSError):  # a link that leads nowhere or in a circle
+                    with suppress(OSError):  # a link in a circle
                         if entry.is_dir():
                             folders.append(entry.name)
                         elif entry.is_file():
                             names.append(entry.name)
+                        elif entry.is_symlink() and unreadable:
+                            unreadable(folder / entry.name, FileNotFoundError())
         except OSError as error:
             if unreadable:
                 unreadable(folder, error)
@@ -185,9 +187,13 @@ def find_series(
     found: list[Series] = []
     groups: dict[tuple[str, ...], list[tuple[int, Instance]]] = {}
 
-    def unreadable(folder: Path, error: OSError) -> None:
-        why = f"{folder}: the folder cannot be opened ({error.strerror}): what lies in it was not looked at"
-        found.append(Series(kind="folder", files=(folder,), description=folder.name, problems=(why,)))
+    def unreadable(path: Path, error: OSError) -> None:
+        if path.is_symlink() and not path.exists():
+            kind, why = claimed_kind(path) or "dicom", f"{path}: a link to a file that is not there"
+        else:
+            kind = "folder"
+            why = f"{path}: the folder cannot be opened ({error.strerror}): what lies in it was not looked at"
+        found.append(Series(kind=kind, files=(path,), description=path.name, problems=(why,)))
 
     files: Iterable[Path] = [root]
     if root.is_dir():

@@ -93,7 +93,10 @@ def test_an_evaluation_scores_the_mask_that_is_cleaned_as_a_whole(trained, run_d
     more = {"checkpoint": str(run_dir / "other.pt"), **speckled(trained.bundle, run_dir)}
     tables, truths = [], []
     for clean in ([], [LARGEST]):
-        run(workflow(trained.bundle, run_dir, "train.yaml", "evaluate.yaml", clean=clean, **more))
+        flow = run(workflow(trained.bundle, run_dir, "train.yaml", "evaluate.yaml", clean=clean, **more))
+        (case,) = flow.parser.get_parsed_content("evaluator").state.output
+        assert np.array_equal(case["pred"].affine, case["image"].affine)  # a `clean` may ask for mm³
+        assert len(np.unique(case["image"].affine)) > 2
         tables.append(pd.read_csv(run_dir / "scores.csv"))
         truths.append({p.stem: np.load(p)["label"] for p in (run_dir / "pictures").iterdir()})
     raw, cleaned = (t[t["level"] == "case"].set_index(["case", "label"]) for t in tables)

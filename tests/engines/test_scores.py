@@ -1,91 +1,78 @@
-"""Scores of masks: cleaned as a whole where the network saw slices, of all cases and slices or refused."""
+"""Scores of cases: of each once, by the labels' values, or refused."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from ignite.engine import Engine
-from monai.transforms import Compose, KeepLargestConnectedComponentd, RemoveSmallObjectsd
+from monai.data import DataLoader, Dataset, MetaTensor
+from monai.transforms import AsDiscreted
 
-from medseg.engines import MeanScore, PooledScore, Scores
+from medseg.engines import MeanScore, PooledScore, Scores, segmentation_evaluator
 from medseg.errors import ConfigError, DatasetError
 
-
-def score(folder, clean):
-    """A case of four slices, 2 x 1 x 3 mm: a piece of 3 x 3 x 2 voxels that is right, and a longer one that is not.
-
-    In the first slice the wrong piece is the larger one; in the whole case the right one is.
-    """
-    truth, pred = torch.zeros(4, 1, 9, 9), torch.zeros(4, 1, 9, 9)
-    truth[:2, :, :3, :3] = 1
-    pred[:2, :, :3, :3] = 1
-    pred[0, :, 5:7, 2:7] = 1  # 10 voxels, 60 mm³
-
-    def step(engine, index):
-        item = {"case": "a", "patient": "a", "slice": index, "spacing": torch.tensor([2.0, 1.0, 3.0]), "axcodes": "LPS"}
-        engine.state.batch = [item]
-        return [{"image": truth[index], "label": truth[index], "pred": pred[index]}]
-
-    folder.mkdir()
-    engine = Engine(step)
-    Scores(folder, "val", {"background": 0, "tumor": 1}, clean=clean).attach(engine)
-    engine.run(range(4))
-    table = pd.read_csv(folder / "scores.csv")
-    return table[table["level"] == "case"].iloc[0], table[table["level"] == "slice"]
+AFFINE = np.diag([2.0, 1.0, 3.0, 1.0])
 
 
-@pytest.mark.parametrize(
-    ("clean", "false_alarms"),
-    [
-        (None, 10),
-        (KeepLargestConnectedComponentd("pred"), 0),
-        (RemoveSmallObjectsd("pred", min_size=50, by_measure=True), 10),
-        (Compose([RemoveSmallObjectsd("pred", min_size=70, by_measure=True)]), 0),
-    ],
-    ids=["none", "largest", "50 mm3", "70 mm3"],
-)
-def test_the_case_and_its_slices_are_scored_as_they_are_cleaned(tmp_path, clean, false_alarms):
-    case, slices = score(tmp_path / "run", clean)
-    assert (case["tp"], case["fp"], case["fn"]) == (18, false_alarms, 0)
-    assert slices["fp"].tolist() == [false_alarms, 0, 0, 0]
-    assert slices["tp"].tolist() == [9, 9, 0, 0]
+def run(folder, cases, labels=None, pred=None, split="val", scale=1):
+    """Evaluate cases given as (case, truth), predicted as they are, or as `pred`."""
+    items = [
+        {"case": case, "patient": case, "image": MetaTensor(truth[:1] * scale, affine=AFFINE), "label": truth}
+        for case, truth in cases
+    ]
 
-
-def run(folder, items, labels=None, pred=None, split="val", scale=1):
-    """Evaluate slices given as (case, slice, truth), predicted as they are, or as `pred`."""
-
-    def step(engine, item):
-        case, index, truth = item
-        engine.state.batch = [
-            {"case": case, "patient": case, "slice": index, "spacing": torch.ones(3), "axcodes": "LPS"}
-        ]
-        return [{"image": truth[:1] * scale, "label": truth, "pred": truth if pred is None else pred}]
+    def answers(output):
+        return output | {"pred": output["label"] if pred is None else pred}
 
     folder.mkdir(exist_ok=True)
-    engine = Engine(step)
-    Scores(folder, split, labels or {"background": 0, "tumor": 1}).attach(engine)
-    engine.run(items)
+    segmentation_evaluator(
+        "cpu",
+        DataLoader(Dataset(items), batch_size=1),
+        torch.nn.Identity(),
+        postprocessing=answers,
+        val_handlers=[Scores(folder, split, labels or {"background": 0, "tumor": 1})],
+    ).run()
     return pd.read_csv(folder / "scores.csv", keep_default_na=False, na_values=[""])
 
 
 def square(value=1.0, channels=1):
-    mask = torch.zeros(channels, 6, 6)
+    mask = torch.zeros(channels, 6, 6, 1)
     mask[-1, 2:4, 2:4] = value
     return mask
 
 
-@pytest.mark.parametrize(
-    ("slices", "message"),
-    [
-        ([("a", 0), ("b", 0), ("a", 1)], "case a comes again after another"),
-        ([("a", 2), ("a", 3)], "case a: 2 slices between 2 and 3, expected all"),
-        ([("a", 0), ("a", 0)], "case a: 2 slices between 0 and 0, expected all"),
-    ],
-    ids=["shuffled", "without the first", "twice"],
-)
-def test_slices_that_are_no_whole_case_are_refused(tmp_path, slices, message):
-    with pytest.raises(DatasetError, match=message):
-        run(tmp_path, [(*name, square()) for name in slices])
+def test_a_case_is_scored_as_a_whole_and_by_its_slices(tmp_path):
+    truth, pred = torch.zeros(1, 9, 9, 4), torch.zeros(1, 9, 9, 4)
+    truth[:, :3, :3, :2] = 1
+    pred[:, :3, :3, :2] = 1
+    pred[:, 5:7, 2:7, 0] = 1
+    table = run(tmp_path, [("a", truth)], pred=pred)
+    case, slices = table[table["level"] == "case"].iloc[0], table[table["level"] == "slice"]
+    assert (case["tp"], case["fp"], case["fn"]) == (18, 10, 0)
+    assert slices["fp"].tolist() == [10, 0, 0, 0]
+    assert slices["tp"].tolist() == [9, 9, 0, 0]
+    away = [np.hypot(2 * rows, columns) for rows in (3, 4) for columns in range(5)]  # mm from a right voxel
+    assert case["hd95_mm"] == pytest.approx(np.percentile([0] * 18 + away, 95))
+
+
+def test_a_case_that_comes_twice_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match="case a comes again"):
+        run(tmp_path, [(name, square()) for name in "aba"])
+    assert not (tmp_path / "scores.csv").exists()
+
+
+def test_nothing_is_scored_of_nan(tmp_path):
+    image = torch.zeros(1, 6, 6, 1)
+    image[0, 2, 2] = torch.nan
+    item = {"case": "a", "patient": "a", "image": MetaTensor(image, affine=AFFINE), "label": square()}
+    evaluator = segmentation_evaluator(
+        "cpu",
+        DataLoader(Dataset([item]), batch_size=1),
+        torch.nn.Identity(),
+        postprocessing=AsDiscreted("pred", threshold=0.5),
+        val_handlers=[Scores(tmp_path, "val", {"background": 0, "tumor": 1})],
+    )
+    with pytest.raises(DatasetError, match="case a: the network answers 1 of 36 times with NaN"):
+        evaluator.run()
     assert not (tmp_path / "scores.csv").exists()
 
 
@@ -99,27 +86,27 @@ def test_an_evaluation_of_no_case_says_so(tmp_path):
 @pytest.mark.parametrize("value", [0.7, 256.0, float("nan"), -1.0])
 def test_a_mask_that_holds_no_labels_is_refused(tmp_path, value):
     with pytest.raises(ConfigError, match="no labels; expected whole numbers to 255"):
-        run(tmp_path, [("a", 0, square())], pred=square(value))
+        run(tmp_path, [("a", square())], pred=square(value))
 
 
 def test_a_label_map_of_more_labels_than_are_scored(tmp_path):
     truth = square()
     truth[0, 0] = 2
-    table = run(tmp_path, [("a", 0, truth)])
+    table = run(tmp_path, [("a", truth)])
     assert table["tp"].tolist() == [4, 4]
 
 
 def test_channels_are_in_the_order_of_the_values_however_the_labels_are_named(tmp_path):
-    one_hot = torch.zeros(3, 6, 6)
+    one_hot = torch.zeros(3, 6, 6, 1)
     one_hot[0], one_hot[0, 0], one_hot[1, 0] = 1, 0, 1
-    table = run(tmp_path, [("a", 0, one_hot)], {"tumor": 2, "background": 0, "kidney": 1})
+    table = run(tmp_path, [("a", one_hot)], {"tumor": 2, "background": 0, "kidney": 1})
     truth = table[table["level"] == "case"].set_index("label")["tp"]
     assert truth.to_dict() == {"tumor": 0, "kidney": 6}
 
 
 def test_patients_named_like_nothing_keep_their_names(tmp_path):
-    run(tmp_path, [("NA", 0, square())], split="test")
-    table = run(tmp_path, [("null", 0, square())], split="val")
+    run(tmp_path, [("NA", square())], split="test")
+    table = run(tmp_path, [("null", square())], split="val")
     assert table[["split", "case", "patient"]].drop_duplicates().to_numpy().tolist() == [
         ["test", "NA", "NA"],
         ["val", "null", "null"],
@@ -127,7 +114,7 @@ def test_patients_named_like_nothing_keep_their_names(tmp_path):
 
 
 def test_a_picture_of_large_values_is_not_cut_off(tmp_path):
-    run(tmp_path, [("a", 0, square())], scale=1e5)
+    run(tmp_path, [("a", square())], scale=1e5)
     with np.load(tmp_path / "pictures" / "a.npz") as content:
         assert content["image"].astype(float).max() == 1e5
 
