@@ -79,7 +79,7 @@ def _claimed(paths: Iterable[Path]) -> set[Path]:
 
 def stem(path: Path) -> str:
     """The name without its suffix, of which ``.nii.gz`` is one."""
-    return path.name.removesuffix(".nii.gz") if path.name.endswith(".nii.gz") else path.stem
+    return path.name[:-7] if path.name.lower().endswith(".nii.gz") else path.stem
 
 
 def readable(files: Sequence[Path]) -> Path | list[Path]:
