@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from data_prep.clinical import UNKNOWN, read_strata
 from data_prep.fingerprint import below, describe_case, fingerprint, hash_files, versions
 from data_prep.identity import KeyFile, mask, safe_name
-from data_prep.lock import only_one
 from data_prep.making import DISK_FULL, WORK, Failure, as_failure, make_case, survey_case, what_it_says
 from data_prep.recipes.base import Case, Plan, Recipe, Selection, Unpaired
 from medseg.errors import ConfigError, DatasetError, MedsegError
+from medseg.io.lock import only_one
 from medseg.io.text import one_line
 from medseg.io.workers import WorkerDied, Workers
 
@@ -263,6 +263,10 @@ class _Build:
         ordered = sorted(files, key=lambda file: relative[file]) + self.clinical
         self.numbers = {file: number for number, file in enumerate(ordered, 1)}
         self.relative = relative | {file: str(file) for file in self.clinical}
+        from medseg.io.series import walk  # which reads DICOM: not before the workers start
+
+        if others := sum(file not in self.numbers for file in walk(self.source)):
+            self.result.notes.append(f"{others} other file(s) of SOURCE are part of no case")
 
     def _numbers_of(self, files: Iterable[Path]) -> tuple[int, ...]:
         return tuple(sorted(self.numbers[file] for file in files))

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from data_prep.lock import only_one
 from medseg.errors import ConfigError, DatasetError
 from medseg.io import atomic_write_text
+from medseg.io.lock import only_one
 from medseg.io.text import one_line
 from medseg.version import __version__
 

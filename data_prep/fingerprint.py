@@ -2,11 +2,13 @@
 
 import dataclasses
 import enum
+import errno
 import functools
 import hashlib
 import hmac
 import json
 import os
+import stat
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -36,6 +38,8 @@ def versions() -> dict[str, str]:
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file."""
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would never end
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

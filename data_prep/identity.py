@@ -191,7 +191,7 @@ def identifying_words(header: "Dataset") -> set[str]:
 
 
 def words_of(file: Path) -> set[str]:
-    """What the header of a DICOM file says of who the patient is; nothing where it cannot be read.
+    """What the header of a DICOM file says of who the patient is, also of one without preamble; else nothing.
 
     Args:
         file: of any kind.
@@ -202,7 +202,7 @@ def words_of(file: Path) -> set[str]:
 
     try:
         with quiet():
-            return identifying_words(pydicom.dcmread(file, stop_before_pixels=True))
+            return identifying_words(pydicom.dcmread(file, stop_before_pixels=True, force=True))
     except Exception:  # pydicom raises many kinds on damaged files
         return set()
 

@@ -32,6 +32,7 @@ from skimage.measure import find_contours
 
 from medseg.errors import DatasetError
 from medseg.io import atomic_write_text
+from medseg.io.lock import only_one
 
 Array = np.ndarray
 Vector = Sequence[float] | np.ndarray
@@ -796,7 +797,7 @@ def write_cohort(
         progress: called with how many patients are done, and of how many.
 
     Raises:
-        DatasetError: `out` holds something else, or a phantom of other arguments.
+        DatasetError: `out` holds something else, or a phantom of other arguments, or another process writes it.
     """
     arguments = {"version": _VERSION, "patients": patients, "seed": seed, "image_size": image_size, "slices": slices}
     text = json.dumps(arguments, indent=2) + "\n"
@@ -814,14 +815,15 @@ def write_cohort(
             )
     out.mkdir(parents=True, exist_ok=True)
     atomic_write_text(out / ARGUMENTS, text)
-    for draft in out.glob(".PHANTOM-*"):  # left by a killed run
-        shutil.rmtree(draft)
-    rows = ["patient_id,stage,sex,age,weight"]
-    for number in range(1, patients + 1):
-        patient = simulate_patient(number, seed=seed, image_size=image_size, slices=slices)
-        rows.append(f"{patient.identifier},{patient.stage},{patient.sex},{patient.age},{patient.weight}")
-        if not (out / patient.identifier).exists():
-            write_patient(patient, out / patient.identifier)
-        if progress is not None:
-            progress(number, patients)
-    atomic_write_text(out / CLINICAL, "\n".join(rows) + "\n")
+    with only_one(out, "phantom"):
+        for draft in out.glob(".PHANTOM-*"):  # left by a killed run
+            shutil.rmtree(draft)
+        rows = ["patient_id,stage,sex,age,weight"]
+        for number in range(1, patients + 1):
+            patient = simulate_patient(number, seed=seed, image_size=image_size, slices=slices)
+            rows.append(f"{patient.identifier},{patient.stage},{patient.sex},{patient.age},{patient.weight}")
+            if not (out / patient.identifier).exists():
+                write_patient(patient, out / patient.identifier)
+            if progress is not None:
+                progress(number, patients)
+        atomic_write_text(out / CLINICAL, "\n".join(rows) + "\n")

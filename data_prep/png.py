@@ -19,17 +19,18 @@ from typing import TYPE_CHECKING, Literal
 
 import nibabel as nib
 import numpy as np
-import pydicom
 from PIL import Image, PngImagePlugin
 
-from data_prep.identity import identifying_words, mask
+from data_prep.identity import mask, words_of
 from data_prep.progress import progress_bar
+from data_prep.recipes.reading import with_voxels
 from medseg.errors import ConfigError, GeometryError, MedsegError, ReadError
 from medseg.io import atomic_path, atomic_write_text, find_series, read_volumes
 from medseg.io.dicom_header import DicomIndexError, quiet, read_instance
 from medseg.io.dicom_pixels import check_promise, dataset_of, decode, rescale, window_of
 from medseg.io.kinds import SUFFIXES, claimed_kind, kind_by_content, kind_of, read_start
 from medseg.io.series import walk
+from medseg.io.text import one_line
 from medseg.io.workers import WorkerDied, Workers
 from medseg.version import __version__
 
@@ -306,7 +307,7 @@ def write_pictures(
 
     def fail(shown: str, outcome: Outcome) -> None:
         result.failed.append((mask(shown, {}, outcome.words), mask(outcome.problem, {}, outcome.words)))
-        lines.append(f"{mask(shown, {})}\t{mask(outcome.problem, {})}\n")
+        lines.append(f"{one_line(shown)}\t{one_line(outcome.problem)}\n")
 
     with progress_bar("Looking for images") as show:
         found = _find(root, look, lambda count: show(count, count), fail)
@@ -315,7 +316,7 @@ def write_pictures(
     top.mkdir(parents=True, exist_ok=True)
     sources = _name(found, root if root.is_dir() else root.parent, top, fail)
     result.sources = len(found)
-    jobs = min(jobs or os.cpu_count() or 1, max(1, len(sources)))
+    jobs = min(jobs or len(os.sched_getaffinity(0)), max(1, len(sources)))
     with Workers(jobs) as workers, progress_bar("Writing pictures") as show:
         tasks = [(source.shown, (source, look, force)) for source in sources]
         for done, (shown, outcome) in enumerate(workers.each(_write, tasks), start=1):
@@ -481,7 +482,7 @@ def _write(source: Source, look: Look, force: bool) -> Outcome:
         problem = f"{Path(error.filename).name if error.filename else path.name}: {error.strerror or error}"
     except Exception as error:  # a defect of ours or of a library, met by one file of many
         problem, trace = f"unexpected {type(error).__name__}", traceback.format_exc()
-    return Outcome(problem=problem, words=_words(path), trace=trace)
+    return Outcome(problem=problem, words=frozenset(words_of(path)), trace=trace)
 
 
 def _write_one(source: Source, look: Look, force: bool) -> Outcome:
@@ -599,16 +600,8 @@ def _digest(source: Source, look: Look) -> str:
 def _files(source: Source) -> set[Path]:
     """Return the files that a source is made of, those of the voxels beside a header too."""
     path = source.files[0]
-    files = set(source.files)
-    if source.kind == "mhd":
-        from medseg.io.metaimage import read_meta_header
-
-        files |= set(read_meta_header(path).files)
-    elif source.kind == "nrrd":
-        with path.open("rb") as file:
-            named = re.search(rb"(?im)^data ?file:[ \t]*(.+?)\s*$", file.read(1 << 16))
-        files |= {voxels for voxels in [path.parent / os.fsdecode(named[1])] if voxels.is_file()} if named else set()
-    elif ".hdr" in path.suffixes:
+    files = {*source.files, *with_voxels(path)}
+    if ".hdr" in path.suffixes:  # these may be compressed, both or one
         files |= set(path.parent.glob(f"{glob.escape(path.name.removesuffix('.gz').removesuffix('.hdr'))}.img*"))
     return files
 
@@ -628,14 +621,6 @@ def _reason(message: str, path: Path) -> str:
     for name in (str(path), str(path.parent)):
         message = message.removeprefix(f"{name}: ")
     return message.replace(f"{path.parent}{os.sep}", "").replace(str(path.parent), "the folder")
-
-
-def _words(path: Path) -> frozenset[str]:
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            return frozenset(identifying_words(pydicom.dcmread(path, stop_before_pixels=True, force=True)))
-    except Exception:  # pydicom raises many kinds on damaged files
-        return frozenset()
 
 
 def _starts_with(path: Path, head: str) -> bool:

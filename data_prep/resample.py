@@ -11,9 +11,6 @@ from medseg.errors import GeometryError
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
-#: Corners of two grids may lie this part of a voxel apart and still be called the same.
-SAME_GRID = 0.05
-
 
 @dataclass(frozen=True, eq=False)
 class Grid:
@@ -110,19 +107,18 @@ def check_same_grid(reference: "MetaTensor", other: "MetaTensor", other_name: st
     """Refuse two images that do not lie on the same voxels.
 
     Raises:
-        GeometryError: another shape, or a corner that lies more than ``SAME_GRID`` of a voxel elsewhere.
+        GeometryError: another shape, or the same voxel lies elsewhere.
     """
+    from medseg.io.same_grid import millimeters_apart
+
     a, b = Grid.of(reference), Grid.of(other)
     if a.shape != b.shape:
         raise GeometryError(
             f"{other_name} has the shape {_by(b.shape)}, {reference_name} {_by(a.shape)}: expected the same"
         )
-    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in a.shape], indexing="ij"), -1).reshape(-1, 3)
-    difference = a.affine - b.affine
-    distance = np.linalg.norm(corners @ difference[:3, :3].T + difference[:3, 3], axis=1).max()
-    if distance > SAME_GRID * a.spacing.min():
+    if apart := millimeters_apart(a.shape, a.affine, b.affine):
         raise GeometryError(
-            f"{other_name} lies up to {distance:.3g} mm away from {reference_name}: expected the same grid "
+            f"{other_name} lies up to {apart:.3g} mm away from {reference_name}: expected the same grid "
             "(spacing, origin and axes); resample the one to the other first"
         )
 

@@ -90,8 +90,9 @@ def lr_range(ctx: click.Context, bundle: str, start: float, end: float, iteratio
 @click.argument("runs", nargs=-1, required=True, type=_PATH)
 @click.option("--out", type=_PATH, default=Path("report.html"), help="The HTML file.")
 @click.option("--title", default=None, help="Heading of the report.")
-def report(runs: tuple[Path, ...], out: Path, title: str | None) -> None:
+@click.option("--split", default=None, help="Whose scores are shown; test, where every run has scored it.")
+def report(runs: tuple[Path, ...], out: Path, title: str | None, split: str | None) -> None:
     """Write one HTML report of one run folder, or of several side by side."""
     from medseg.report import run_report
 
-    click.echo(run_report(list(runs), out, title=title) if title else run_report(list(runs), out))
+    click.echo(run_report(list(runs), out, title, split))

@@ -53,7 +53,8 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         a dictionary per row, by title, and its line in the file as ``"line"``.
 
     Raises:
-        DatasetError: no such file, no CSV file in UTF-8, or one of the columns is missing.
+        DatasetError: no such file, no CSV file in UTF-8, one of the columns is missing or stands there twice, or a row
+            has more cells than there are titles.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -67,8 +68,12 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         raise DatasetError(f"{path}: not a CSV file in UTF-8 ({error})") from None
     titles = rows[0][1] if rows else []
     for column in columns:
-        if column not in titles:
-            raise DatasetError(f"{path}: no column {column!r}; it has {', '.join(titles) or 'none'}")
+        if (count := titles.count(column)) != 1:
+            number = f"{count} columns" if count else "no column"
+            raise DatasetError(f"{path}: {number} {column!r}; it has {', '.join(titles) or 'none'}")
+    for line, cells in rows[1:]:
+        if any(cells[len(titles) :]):
+            raise DatasetError(f"{path}: line {line}: {len(cells)} cells, {len(titles)} expected as there are titles")
     return [
         dict(zip_longest(titles, cells[: len(titles)], fillvalue="")) | {"line": str(line)}
         for line, cells in rows[1:]

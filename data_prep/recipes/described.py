@@ -327,6 +327,8 @@ def _walk(source: Path) -> Iterator[tuple[Path, str]]:
 
 def _files(path: Path) -> tuple[Path, ...]:
     """The files that a path stands for: those of a folder, or a header and its data."""
+    from medseg.io.series import walk
+
     if path.is_dir():
-        return tuple(sorted(file for file in path.rglob("[!.]*") if file.is_file()))
+        return tuple(walk(path))
     return with_voxels(path)

@@ -30,13 +30,15 @@ def entries(folder: Path) -> dict[str, list[Path]]:
         >>> {stem: [file.name for file in files] for stem, files in entries(folder).items()}
         {'a': ['a.nii.gz'], 'b': ['b.mhd', 'b.raw']}
     """
+    from medseg.io.series import walk
+
     found: dict[str, list[Path]] = defaultdict(list)
     paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     claimed = _claimed(paths)
     for path in paths:
         if path.is_dir():
-            found[path.name] += sorted(file for file in path.rglob("*") if file.is_file() and file not in claimed)
-        elif path not in claimed:
+            found[path.name] += [file for file in walk(path) if file not in claimed]
+        elif path not in claimed and (path.is_file() or path.is_symlink()):  # a pipe would never end
             found[stem(path)] += with_voxels(path)
     return {name: files for name, files in found.items() if files}
 
@@ -52,7 +54,7 @@ def with_voxels(path: Path) -> tuple[Path, ...]:
         >>> [file.name for file in with_voxels(folder / "a.nhdr")]
         ['a.nhdr', 'other.raw.gz']
     """
-    if path.suffix.lower() not in HEADERS:
+    if path.suffix.lower() not in HEADERS or not path.is_file():
         return (path,)
     beside = [path.with_suffix(suffix) for suffix in sorted(COMPANIONS)]
     return tuple(dict.fromkeys((path, *(file for file in (*_named(path), *beside) if file.is_file()))))

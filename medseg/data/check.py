@@ -39,10 +39,10 @@ def check_dataset(
     Warnings are: labels without foreground; CT that cannot be in Hounsfield units and PET that cannot be in SUV; a
     label in the air around the body; channels that lie better on each other when one is shifted; a lesion's position
     outside of its image; spacings, shapes, orientations and label volumes unlike those of the other cases, and labels
-    that touch the edge of the image or are absent in few cases only; two cases of a patient with the same pixels;
-    different patients with nearly the same image;
-    parts that lack a class or label, or differ from the others by more than chance. The how-to "Check a dataset" gives
-    every threshold and its reason.
+    that touch the edge of the image or are absent in few cases only; two channels of a case or two cases of a patient
+    with the same pixels; different patients with nearly the same image, or its mirror image; parts that lack a class or
+    label, or differ from the others by more than chance. The how-to "Check a dataset" gives every threshold and its
+    reason.
 
     Args:
         root: the dataset folder.
@@ -200,14 +200,14 @@ def _duplicates(
 
     signed = [(finding.case, finding.signature) for finding in findings if finding.signature is not None]
     owners = [str(patient_of[case]) for case, _ in signed]
-    for one, other, correlation in near_duplicates([signature for _, signature in signed], owners, workers):
+    for one, other, correlation, mirrored in near_duplicates([signature for _, signature in signed], owners, workers):
         twin, case = signed[one][0], signed[other][0]
         if frozenset((twin, case)) not in same:
-            where = apart(twin, case)
+            where, how = apart(twin, case), ", mirrored" if mirrored else ""
             yield Problem(
                 case,
-                f"image: nearly that of case {twin} of another patient (correlation {correlation:.2f}; {owners[other]} "
-                f"here, {owners[one]} there){where}",
+                f"image: nearly that of case {twin} of another patient{how} (correlation {correlation:.2f}; "
+                f"{owners[other]} here, {owners[one]} there){where}",
                 "compare the two in report.html; if they are of one person, give them one patient and split again",
                 "duplicate",
                 ERROR if where else WARNING,

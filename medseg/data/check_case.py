@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,9 @@ from medseg.errors import MedsegError
 from medseg.io.channel_names import is_ct, is_pet
 from medseg.io.image import load
 from medseg.io.position import is_picture, position_index
+from medseg.io.same_grid import millimeters_apart
+from medseg.io.text import one_line
 
-#: Two grids are one when their corners are nearer than this share of a voxel.
-GRID_TOLERANCE = 0.01
 REBUILD = "build the dataset again"
 LOOK = "look at its picture in report.html"
 
@@ -118,6 +117,7 @@ def check_case(files: CaseFiles, look: Look | None = None) -> Finding:
             )
     one = image_hash if len(channels) == 1 else ""
     finding.hashes = {name: one or pixel_hash(channel.voxels) for name, channel in usable.items()}
+    _check_twins(finding)
     _compare_with_row(files.row, channels[0], image_hash, label, finding)
     for path in files.attachments:
         _check_attachment(path, finding)
@@ -189,6 +189,16 @@ def _odd_grids(
             advice = f"bring them onto one grid: {REBUILD}"
             finding.add(f"{what}: {difference} channel {files.channels[0]}", advice, "grid")
             yield name
+
+
+def _check_twins(finding: Finding) -> None:
+    """Tell channels that are copies of another."""
+    first: dict[str, str] = {}
+    for name, digest in finding.hashes.items():
+        twin = first.setdefault(digest, name)
+        if twin != name:
+            advice = "look for the image that was meant, or build with one of them"
+            finding.add(f"channel {name}: the same voxels as channel {twin}", advice, "duplicate", WARNING)
 
 
 def _compare_with_row(
@@ -298,7 +308,7 @@ def _read(path: Path, finding: Finding) -> _Image | None:
     try:
         volume, _ = load(path)
     except (MedsegError, OSError) as error:
-        finding.add(" ".join(str(error).replace(str(path), name).split()), REBUILD, "files")
+        finding.add(one_line(str(error).replace(str(path), name)), REBUILD, "files")
         return None
     if len(volume.voxels) != 1:
         finding.add(f"{name}: {len(volume.voxels)} channels in one file, 1 expected", REBUILD, "files")
@@ -315,11 +325,8 @@ def _grid_difference(one: _Image, other: _Image) -> str:
     if one.voxels.shape != other.voxels.shape:
         shapes = ["x".join(map(str, image.voxels.shape)) for image in (other, one)]
         return f"shape {shapes[0]}, {shapes[1]} expected as of"
-    corners = np.array([(*corner, 1) for corner in product(*((0, n - 1) for n in one.voxels.shape))])
-    distance = np.linalg.norm((corners @ (one.affine - other.affine).T)[:, :3], axis=1).max()
-    if distance > GRID_TOLERANCE * np.linalg.norm(one.affine[:3, :3], axis=0).min():
-        return f"its grid (affine) is up to {distance:.3g} mm away from that of"
-    return ""
+    apart = millimeters_apart(one.voxels.shape, one.affine, other.affine)
+    return f"its grid (affine) is up to {apart:.3g} mm away from that of" if apart else ""
 
 
 def _same_spacing(found: str, expected: str) -> bool:

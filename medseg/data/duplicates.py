@@ -49,11 +49,12 @@ def signature(voxels: NDArray[np.float32], affine: NDArray[np.float64]) -> NDArr
 
 def near_duplicates(
     signatures: Sequence[NDArray[np.float32]], patients: Sequence[str], workers: int = 1
-) -> Iterator[tuple[int, int, float]]:
+) -> Iterator[tuple[int, int, float, bool]]:
     """Find cases of different patients that show the same image.
 
-    All pairs are compared as they are. The three nearest others of each case are laid on it first, by a shift and a
-    scale along each axis (Lucas and Kanade 1981), so that crops are found.
+    All pairs are compared as they are, and with one of the two mirrored from left to right. The three nearest others of
+    each case are also laid on it, by a shift and a scale along each axis (Lucas and Kanade 1981), so that crops are
+    found.
 
     Args:
         signatures: of each case, as :func:`signature` returns them; those of another shape are not compared.
@@ -61,33 +62,40 @@ def near_duplicates(
         workers: threads.
 
     Yields:
-        positions of two cases, the second after the first, and their correlation, at least :data:`NEAR`. A case with
-        several such partners before it is given once, with the most similar.
+        positions of two cases, the second after the first, their correlation, at least :data:`NEAR`, and whether one is
+        mirrored. A case with several such partners before it is given once, with the most similar.
     """
     shapes = [item.shape for item in signatures]
     owner = np.unique(np.asarray(patients), return_inverse=True)[1]
-    found: dict[int, tuple[float, int]] = {}
+    found: dict[int, tuple[float, int, bool]] = {}
     pairs: dict[tuple[int, int], float] = {}
+    mirrored: dict[tuple[int, int], float] = {}
     for shape in sorted(set(shapes)):
         members = np.array([place for place, other in enumerate(shapes) if other == shape])
         table = np.stack([signatures[place].ravel() for place in members])
+        reflected = np.stack([signatures[place][::-1].ravel() for place in members])
         for start in range(0, len(members), _ROWS):
             rows = members[start : start + _ROWS]
-            correlation = table[start : start + _ROWS] @ table.T
-            correlation[owner[rows][:, None] == owner[members][None]] = -1
+            others = owner[rows][:, None] != owner[members][None]
+            correlation = np.where(others, table[start : start + _ROWS] @ table.T, -1)
             for row, values in zip(rows.tolist(), correlation, strict=True):
                 order = np.argsort(-values, kind="stable")[:_CANDIDATES]
                 for place in {*order[values[order] >= _CANDIDATE].tolist(), *np.flatnonzero(values >= NEAR).tolist()}:
                     other = int(members[place])
                     pairs[min(row, other), max(row, other)] = float(values[place])
+            correlation = np.where(others, table[start : start + _ROWS] @ reflected.T, -1)
+            for one, place in np.argwhere(correlation >= NEAR).tolist():
+                row, other = int(rows[one]), int(members[place])
+                mirrored[min(row, other), max(row, other)] = float(correlation[one, place])
     unsure = [pair for pair, value in pairs.items() if value < NEAR]
     laid = in_order(lambda pair: best_correlation(signatures[pair[0]], signatures[pair[1]]), unsure, workers)
     pairs.update(zip(unsure, laid, strict=True))
-    for (first, second), value in sorted(pairs.items()):
-        if value >= NEAR and value > found.get(second, (0.0, 0))[0]:
-            found[second] = value, first
-    for second, (value, first) in sorted(found.items()):
-        yield first, second, value
+    for is_mirrored, chosen in ((False, pairs), (True, mirrored)):
+        for (first, second), value in sorted(chosen.items()):
+            if value >= NEAR and value > found.get(second, (0.0,))[0]:
+                found[second] = value, first, is_mirrored
+    for second, (value, first, is_mirrored) in sorted(found.items()):
+        yield first, second, value, is_mirrored
 
 
 def best_correlation(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:

@@ -82,6 +82,15 @@ class DatasetFolder:
         for key in ("channel_names", kind):
             if not isinstance(info, dict) or not isinstance(info.get(key), dict) or not info[key]:
                 raise DatasetError(f"{self.root / 'dataset.json'}: no {key} in it; build the dataset again")
+        names, values = info["channel_names"], info[kind]
+        if sorted(names) != sorted(map(str, range(len(names)))) or not all(isinstance(n, str) for n in names.values()):
+            raise DatasetError(
+                f"{self.root / 'dataset.json'}: channel_names: {names} found, names by number from 0 on expected"
+            )
+        # Regions of nnU-Net are lists, and Decathlon has the names by value.
+        whole = [value for value in values.values() if type(value) is int and value >= 0]
+        if len(set(whole)) < len(values):
+            raise DatasetError(f"{self.root / 'dataset.json'}: {kind}: {values} found, numbers from 0 by name expected")
         return info
 
     @property
@@ -320,12 +329,15 @@ def write_case(
         the row of cases.csv as text, without ``patient`` and ``stratum``.
 
     Raises:
-        DatasetError: a value that is no number in the image, a label on another grid, or a value that ``labels`` does
-            not name.
+        DatasetError: an array without affine, a value that is no number in the image, a label on another grid, or a
+            value that ``labels`` does not name.
     """
     from medseg.io import write_nifti
-    from medseg.transforms.same_grid import SAME_GRID, voxels_apart
+    from medseg.io.same_grid import millimeters_apart
 
+    for what, given in (("image", image), ("label", label)):
+        if given is not None and not hasattr(given, "affine"):
+            raise DatasetError(f"{case}: the {what} is a {type(given).__name__}, a MetaTensor with its affine expected")
     affine = np.asarray(image.affine, dtype=np.float64)
     pixels = np.asarray(image, dtype=np.float32)
     if pixels.ndim != 4 or not pixels.size:
@@ -344,9 +356,9 @@ def write_case(
             raise DatasetError(f"{case}: no label, one expected")
         mask = np.asarray(label)[0]
         columns |= _measure(case, mask, pixels.shape[1:], abs(np.linalg.det(affine[:3, :3])) / 1000, labels)
-        if (apart := voxels_apart(image, label)) > SAME_GRID:
+        if apart := millimeters_apart(image.shape[1:], affine, label.affine):
             raise DatasetError(
-                f"{case}: the label lies up to {apart:.3g} voxels away from the image, one grid (affine) expected; "
+                f"{case}: the label lies up to {apart:.3g} mm away from the image, one grid (affine) expected; "
                 "resample it with nearest neighbor first"
             )
         mask = mask.astype(np.uint8)

@@ -39,8 +39,8 @@ from torch.utils.data import Dataset
 from medseg.data.folder import DatasetFolder
 from medseg.errors import ConfigError, DatasetError, LeakageError
 from medseg.io import atomic_path, read_image
+from medseg.io.same_grid import millimeters_apart
 from medseg.io.threads import in_order
-from medseg.transforms.same_grid import SAME_GRID, voxels_apart
 
 PARTS = ("train", "val", "test")
 #: What is kept of a part unless the caller says otherwise: empty slices teach little but count in an evaluation.
@@ -352,9 +352,9 @@ def _read_case(
             f"case {name}: {len(image)} channel(s) of {_by(image.shape[1:])} and a label of {_by(label.shape[1:])}, "
             f"{len(channels)} channel(s) of one shape expected; run `data_prep check`"
         )
-    if (apart := voxels_apart(image, label)) > SAME_GRID:
+    if apart := millimeters_apart(image.shape[1:], image.affine, label.affine):
         raise DatasetError(
-            f"case {name}: the label lies up to {apart:.3g} voxels away from the image, one grid (affine) expected; "
+            f"case {name}: the label lies up to {apart:.3g} mm away from the image, one grid (affine) expected; "
             "run `data_prep check`"
         )
     affine = np.asarray(image.affine, dtype=np.float64)

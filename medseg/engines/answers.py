@@ -19,6 +19,6 @@ def refuse_nan(evaluator: Engine) -> None:
         unknown = int(torch.as_tensor(logits).isnan().sum())
         if unknown:
             raise DatasetError(
-                f"case {case}: the network answers {unknown:,} of {logits.numel():,} times with NaN, so there is no "
-                "mask; look for NaN or infinity in its image"
+                f"case {case}: {unknown:,} of the network's {logits.numel():,} logits are NaN, so there is no mask; "
+                "look for NaN or infinity in its image"
             )

@@ -105,11 +105,13 @@ def _check_inputs(checkpoint: Path) -> None:
     if workflow is None or not record.is_file():
         return
     trained = yaml.safe_load(record.read_text())
+    if not isinstance(trained, dict):
+        return
     rest, done = ["preprocessing"], set()
     while rest:
         name = rest.pop()
         done.add(name)
-        value = workflow.parser.get(name)
+        value = _listed(workflow.parser.get(name))
         words = [word for word in _leaves(value) if isinstance(word, str)]
         plain = name in trained and not any(isinstance(leaf, str) for leaf in _leaves([value, trained[name]]))
         if plain and value != trained[name]:
@@ -118,6 +120,13 @@ def _check_inputs(checkpoint: Path) -> None:
                 f"give it the same --{name}"
             )
         rest += [other for word in words for other in ReferenceResolver.match_refs_pattern(word) if other not in done]
+
+
+def _listed(config: Any) -> Any:
+    """Return a config with lists for tuples, as its record has it."""
+    if isinstance(config, dict):
+        return {key: _listed(value) for key, value in config.items()}
+    return [_listed(value) for value in config] if isinstance(config, list | tuple) else config
 
 
 def _leaves(config: Any) -> list[Any]:

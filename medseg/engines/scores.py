@@ -19,6 +19,7 @@ from medseg import metrics
 from medseg.engines.answers import refuse_nan
 from medseg.errors import ConfigError, DatasetError
 from medseg.io.atomic import atomic_path
+from medseg.io.lock import in_turn
 
 #: Slices per case that the report shows.
 PICTURES = 12
@@ -132,14 +133,15 @@ class Scores:
         cases = table[table["level"] == "case"]
         for label, scored in cases.groupby("label", sort=False):
             dice = metrics.bootstrap_interval(scored["dice"].to_numpy(), groups=scored["patient"].to_numpy())
-            print(f"{self.split}, {label}: Dice per case {dice}, {len(scored)} cases; every score: {path}")
+            print(f"{self.split}, {label}: Dice per case {dice}, {len(scored)} case(s); every score: {path}")
         first = ["split", "level", "case", "patient", "slice", "label"]
         table = table[first + [c for c in table.columns if c not in first]]
         table["slice"] = table["slice"].astype("Int64")
-        if path.is_file():
-            words = {"split": str, "case": str, "patient": str, "label": str}  # a patient may be called NA
-            old = pd.read_csv(path, dtype=words, keep_default_na=False, na_values=[""]).astype({"slice": "Int64"})
-            table = pd.concat([old[old["split"] != self.split], table])
-        with atomic_path(path) as temporary:
-            table.to_csv(temporary, index=False)
+        with in_turn(self.run_dir):
+            if path.is_file():
+                words = {"split": str, "case": str, "patient": str, "label": str}  # a patient may be called NA
+                old = pd.read_csv(path, dtype=words, keep_default_na=False, na_values=[""]).astype({"slice": "Int64"})
+                table = pd.concat([old[old["split"] != self.split], table])
+            with atomic_path(path) as temporary:
+                table.to_csv(temporary, index=False)
         self.rows, self.scored = [], set()

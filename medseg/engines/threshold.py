@@ -133,7 +133,7 @@ class ChooseThreshold:
         }
         atomic_write_text(self.run_dir / FILE, json.dumps(content, indent=1) + "\n")
         print(
-            f"threshold {content['threshold']}: {curve[chosen]:.3f} on the {len(self.counts)} validation cases, "
+            f"threshold {content['threshold']}: {curve[chosen]:.3f} on the {len(self.counts)} validation case(s), "
             f"{curve[middle]:.3f} at 0.5; {self.run_dir / FILE}"
         )
 

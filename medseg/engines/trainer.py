@@ -177,7 +177,7 @@ def segmentation_trainer(
             iterations = train_data_loader.iterations(max_epochs)
         if not isinstance(snapshots, str) and (never := set(snapshots) - set(range(1, iterations + 1))):
             raise ConfigError(
-                f"snapshots: found {min(never)}, expected iterations from 1 to {iterations}, the last one"
+                f"snapshots: found {min(never)}, expected iterations from 1 to {iterations}, with which it ends"
             )
         # what can fail has been done: from here on there are files
         log = MetricsLog(run_dir, trainer, optimizer)

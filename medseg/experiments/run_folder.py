@@ -18,6 +18,7 @@ from medseg.data import DatasetFolder
 from medseg.engines.overrides import running_workflow
 from medseg.errors import ConfigError
 from medseg.io.atomic import atomic_path
+from medseg.io.lock import in_turn
 
 #: Packages whose versions a run records.
 _PACKAGES = ("medseg", "torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel", "h5py")
@@ -171,9 +172,10 @@ def unlock_split(run_dir: Path | str, split: str, unlock_test_set: bool = False)
                 "score val, or add --unlock_test_set True, which the run's record will show"
             )
         if not dist.is_initialized() or dist.get_rank() == 0:
-            record = json.loads(record_file.read_text())
-            record["test_set_scored"].append({"when": _now(), "command": shlex.join(sys.orig_argv)})
-            _write_json(record_file, record)
+            with in_turn(Path(run_dir)):
+                record = json.loads(record_file.read_text())
+                record["test_set_scored"].append({"when": _now(), "command": shlex.join(sys.orig_argv)})
+                _write_json(record_file, record)
     return split
 
 

@@ -484,8 +484,9 @@ def _steps(
     gaps = np.diff(along)
     typical = float(np.sort(gaps)[(len(gaps) - 1) // 2])
     step = float(along[-1] - along[0]) / len(gaps)
-    # Positions are written with few decimals, hence the twentieth of a millimetre; thin slices get a tighter one.
-    tolerance = max(0.01 * typical, min(0.05, 0.25 * typical))
+    # Positions are written with few decimals, hence the twentieth of a millimetre (and what floats add to it); thin
+    # slices get a tighter one.
+    tolerance = max(0.01 * typical, min(0.05, 0.25 * typical)) + 1e-6
     if np.abs(along - (along[0] + step * np.arange(len(along)))).max() <= tolerance:
         return step, None, []
     far = np.abs(gaps / typical - 1) > 0.1

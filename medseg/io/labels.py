@@ -13,6 +13,7 @@ from ..errors import ConfigError, GeometryError, ReadError
 from .kinds import kind_by_content, kind_of, read_start
 from .reference import Reference, find_reference
 from .rtstruct import fill_even_odd
+from .same_grid import millimeters_apart
 from .volume import Volume
 
 if TYPE_CHECKING:
@@ -25,9 +26,8 @@ ORDERS = ("instance", "position", "number")
 # float32, in which images are read, holds whole numbers exactly up to here.
 _LARGEST = 1 << 24
 
-# What a rounding error may be, and how far (in voxels) two grids that are the same may lie apart.
+# What a rounding error may be.
 _ROUNDING = 1e-3
-_SAME_GRID = 1e-2
 
 _MOST_POINTS = 1_000_000
 
@@ -200,7 +200,14 @@ def _of_seg(path: Path) -> Volume:
                 "map can hold them; read them one by one with read_seg"
             )
         combined[inside] = segment.number
-    return Volume(combined[None], seg.grid.affine, modality="SEG", units="label", dicom=dict(seg.grid.identity))
+    return Volume(
+        combined[None],
+        seg.grid.affine,
+        modality="SEG",
+        units="label",
+        problems=seg.problems,
+        dicom=dict(seg.grid.identity),
+    )
 
 
 def _check_grid(path: Path, label: Volume, reference: object) -> None:
@@ -218,12 +225,9 @@ def _check_grid(path: Path, label: Volume, reference: object) -> None:
             f"{path}: {_by(shape)} voxels, {grid.name} has {_by(grid.shape)}: a label must lie on the grid of its "
             "image; resample it with nearest neighbor first"
         )
-    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in shape], indexing="ij"), axis=-1).reshape(-1, 3)
-    apart = label.affine - grid.affine
-    distance = float(np.linalg.norm(corners @ apart[:3, :3].T + apart[:3, 3], axis=1).max())
-    if distance > _SAME_GRID * float(grid.spacing.min()):
+    if apart := millimeters_apart(shape, grid.affine, label.affine):
         raise GeometryError(
-            f"{path}: lies up to {distance:.3g} mm away from {grid.name}: a label must lie on the grid of its image "
+            f"{path}: lies up to {apart:.3g} mm away from {grid.name}: a label must lie on the grid of its image "
             "(spacing, origin and axes); reorient or resample it first"
         )
 

@@ -16,7 +16,7 @@ from ..errors import GeometryError, ReadError
 from .text import one_line
 from .volume import Volume
 
-# Deflate cannot shrink zeros further than 1032 to 1.
+# Deflate cannot shrink zeros further than 1032 to 1: a header that promises more is forged, or the file is cut.
 DEFLATE_LIMIT = 1040
 _HEADER_BYTES = 1 << 20
 _CHUNK = 1 << 22

@@ -12,10 +12,12 @@ from .volume import Volume
 # Modes of Pillow that are read as they are; every other mode but those of `_open` is refused by name.
 _PLAIN = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "I": 1, "F": 1, "I;16": 1, "I;16B": 1, "I;16L": 1}
 # Tags of TIFF and EXIF.
-_BITS, _FORMAT, _ORIENTATION, _PLANES = 258, 339, 274, 284
+_BITS, _PHOTOMETRIC, _FORMAT, _ORIENTATION, _PLANES = 258, 262, 339, 274, 284
 _STRIPS, _STRIP_ROWS, _TILE_WIDTH, _TILE_HEIGHT, _TILES = 273, 278, 322, 323, 324
 # PNG and TIFF shrink to a thousandth at most, GIF to a 2,700th; small pictures are let through in any case.
 _MOST_PER_BYTE, _SMALL = 3000, 1 << 24
+# How far from 0, or from 255, a color may be that counts as black, or as white.
+_BLACK = 16
 
 
 def picture_size(path: Path) -> tuple[tuple[int, int], int]:
@@ -33,8 +35,9 @@ def read_picture(path: Path) -> Volume:
 
     - Gray has one channel (any depth), color three (8 bits, in PNG 16 too; CMYK becomes RGB). A transparency that
       hides nothing is dropped, else kept as the last channel.
-    - A palette of two colors is a mask, 0 for the darker and 1 for the brighter; any other palette is expanded to its
-      colors.
+    - A palette of grays gives these. A picture in two colors of its palette that are nearly black and nearly white is a
+      mask, 0 and 1. Any other is expanded to its colors.
+    - A TIFF of 8 or 16 bits whose zero is white is turned round: high is white.
     - The pixels stay in stored order: a camera's note how to turn the picture (EXIF) is told in ``problems`` and not
       followed, for a mask that belongs to it has the order of these pixels.
 
@@ -103,9 +106,16 @@ def _pixels(path: Path, picture: Image.Image) -> np.ndarray:
     if picture.mode not in _PLAIN:
         return np.asarray(picture.convert("RGB"))
     array = np.asarray(picture)
-    # Pillow holds 32 bits as signed, whatever the file says.
-    unsigned = array.dtype == np.int32 and tags.get(_BITS) == (32,) and tags.get(_FORMAT, (1,))[0] == 1
-    return array.view(np.uint32) if unsigned else array
+    bits, kind = tags.get(_BITS), tags.get(_FORMAT, (1,))[0]
+    # Pillow holds 32 bits as signed and 8 bits as unsigned, whatever the file says.
+    if bits == (32,) and kind == 1 and array.dtype == np.int32:
+        return array.view(np.uint32)
+    if bits == (8,) and kind == 2 and array.dtype == np.uint8:
+        return array.view(np.int8)
+    # And it turns round what is white at zero in 8 bits only.
+    if bits and tags.get(_PHOTOMETRIC) == 0 and array.dtype.kind == "u" and array.itemsize == 2:
+        return ((1 << bits[0]) - 1) - array
+    return array
 
 
 def _depth_of_png(path: Path) -> int:
@@ -118,15 +128,11 @@ def _from_palette(picture: Image.Image) -> np.ndarray:
     palette = np.zeros((256, 3), dtype=np.uint8)
     entries = np.array(picture.getpalette("RGB") or [], dtype=np.uint8).reshape(-1, 3)[:256]
     palette[: len(entries)] = entries
-    used = np.unique(index)
-    if len(used) <= 2:
-        brightness = palette.astype(int).sum(axis=1)
-        if len(used) == 1:
-            return (index > 0).astype(np.uint8)
-        return (index == max(used, key=lambda entry: brightness[entry])).astype(np.uint8)
-    colors = palette[index]
-    gray = (palette[used] == palette[used][:, :1]).all()
-    return colors[..., :1] if gray else colors
+    colors, used = palette[index], palette[np.unique(index)]
+    black_and_white = ((used < _BLACK).all(axis=1) | (used >= 256 - _BLACK).all(axis=1)).all()
+    if len(used) <= 2 and black_and_white and (entries != entries[:, :1]).any():
+        return (colors[..., 0] > 127).astype(np.uint8)
+    return colors[..., :1] if (used == used[:, :1]).all() else colors
 
 
 def _open(path: Path) -> Image.Image:

@@ -330,7 +330,8 @@ def _mask(path: Path, roi: _Roi, grid: Reference, strict: bool) -> tuple[np.ndar
                 f"{spans[worst, axis] * sizes[axis]:.2f} mm across them, where slices are {sizes[axis]:.2f} mm apart"
             )
         heights = np.array([contour[:, axis].mean() for contour in contours])
-        planes, members = _planes(heights)
+        # Rounded coordinates put the contours of one oblique plane at heights as uneven as their own points.
+        planes, members = _planes(heights, tolerance=float(np.clip(spans[:, axis].max(), 0.02, 0.25)))
         flat = [np.delete(contour, axis, axis=1)[:, ::-1] for contour in contours]
         view = np.moveaxis(buffer, 2 - axis, 0)
         size = np.array(view.shape[1:])
@@ -431,13 +432,13 @@ def _area(polygon: np.ndarray) -> float:
     return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
 
 
-def _planes(heights: np.ndarray) -> tuple[np.ndarray, list[list[int]]]:
+def _planes(heights: np.ndarray, tolerance: float) -> tuple[np.ndarray, list[list[int]]]:
     """Group contours by height (in slices); return the heights of the planes and the contours in each."""
     order = np.argsort(heights, kind="stable")
     members: list[list[int]] = []
     last = -np.inf
     for i in order:
-        if heights[i] - last > 0.02:
+        if heights[i] - last > tolerance:
             members.append([])
         members[-1].append(int(i))
         last = heights[i]

@@ -54,6 +54,17 @@ class Segmentation:
     series_uids: frozenset[str]
     segments: list[Segment]
 
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is open about the grid of the frames."""
+        apart = float(self.grid.spacing[2])
+        if self.grid.shape[2] == 1 or self.thickness > 0.95 * apart:
+            return ()
+        return (
+            f"slices of {self.thickness:.4g} mm lie {apart:.4g} mm apart, without SpacingBetweenSlices (0018,0088): "
+            "whether empty frames between them were left out is unknown",
+        )
+
 
 def read_seg(
     path: str | os.PathLike[str],
@@ -94,6 +105,7 @@ def read_seg(
         seg = open_seg(Path(path), probabilities)
         chosen = _choose(seg, [segments] if isinstance(segments, (int, str)) else segments)
         target, tied_by, strict = seg.grid, "", False
+        problems = seg.problems if reference is None else ()
         if reference is not None:
             target = find_reference(reference, "segments", seg.series_uids)
             tied_by, strict = _tie(seg, target)
@@ -109,7 +121,12 @@ def read_seg(
                         "no slices of it"
                     )
             volume = Volume(
-                voxels[None], target.affine.copy(), modality="SEG", units="mask", dicom=dict(target.identity)
+                voxels[None],
+                target.affine.copy(),
+                modality="SEG",
+                units="mask",
+                problems=problems,
+                dicom=dict(target.identity),
             )
             mask = volume.tensor(str(seg.path))
             mask.meta["segment"] = {

@@ -75,9 +75,10 @@ def suv_factor(ds: Dataset, *, name: str = "PET image") -> float:
     - Units GML: 1 where SUVType is BW or absent, which the standard defines as BW.
 
     The injection is RadiopharmaceuticalStartDateTime, or RadiopharmaceuticalStartTime on the day of the scan; a time of
-    day later than the scan's is of the day before. The start of the scan is SeriesDate and SeriesTime unless these are
-    later than the acquisition (a reprocessed series): then GE's private scan time, or the acquisition time less
-    FrameReferenceTime as QIBA has it for Siemens.
+    day later than the scan's is of the day before. A time of day alone is not enough where the half-life is so long
+    (Cu-64, Zr-89, I-124) that the injection may have been a day earlier. The start of the scan is SeriesDate and
+    SeriesTime unless these are later than the acquisition (a reprocessed series): then GE's private scan time, or the
+    acquisition time less FrameReferenceTime as QIBA has it for Siemens.
 
     Args:
         ds: the header of one PET slice.
@@ -194,8 +195,9 @@ def _suv_per_bqml(ds: Dataset, first: Dataset, name: str) -> float:
         scan = _corrected_to(ds, clock, name)
     else:
         scan = _scan_start(first, half_life, name)
-    elapsed = (scan - _injection(radio, scan, clock, name)).total_seconds()
-    if elapsed < 0 or elapsed > 10 * half_life:  # a thousandth is left after ten: nobody scans then
+    longest = 10 * half_life  # a thousandth is left after ten: nobody scans then
+    elapsed = (scan - _injection(radio, scan, clock, longest, name)).total_seconds()
+    if elapsed < 0 or elapsed > longest:
         raise ReadError(
             f"{name}: the injection is {elapsed:.0f} s before the scan (half-life {half_life:g} s): the times "
             "(0018,1078) or (0018,1072) and (0008,0031) contradict each other"
@@ -203,7 +205,7 @@ def _suv_per_bqml(ds: Dataset, first: Dataset, name: str) -> float:
     return weight * 1000 / (dose * math.pow(2, -elapsed / half_life))
 
 
-def _injection(radio: Dataset, scan: dt.datetime, clock: str, name: str) -> dt.datetime:
+def _injection(radio: Dataset, scan: dt.datetime, clock: str, longest: float, name: str) -> dt.datetime:
     if moment := _moment_at(radio.get("RadiopharmaceuticalStartDateTime"), clock):
         return moment
     time = _time(radio.get("RadiopharmaceuticalStartTime"))
@@ -214,7 +216,14 @@ def _injection(radio: Dataset, scan: dt.datetime, clock: str, name: str) -> dt.d
         )
     moment = dt.datetime.combine(scan.date(), time)
     # Only a time of day is given: one after the scan belongs to the day before.
-    return moment if moment <= scan else moment - dt.timedelta(days=1)
+    if moment > scan:
+        moment -= dt.timedelta(days=1)
+    if (scan - moment).total_seconds() + 86400 <= longest:
+        raise MissingTagError(
+            f"{name}: RadiopharmaceuticalStartDateTime (0018,1078) is missing or unusable: with a half-life of "
+            f"{longest / 36000:.1f} h, RadiopharmaceuticalStartTime (0018,1072) leaves the day of the injection open"
+        )
+    return moment
 
 
 def _corrected_to(ds: Dataset, clock: str, name: str) -> dt.datetime:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from medseg.errors import ConfigError, GeometryError
-from medseg.metrics.counts import check_range, plain, soft_sums
+from medseg.metrics.counts import check_probabilities, check_range, plain, soft_sums
 
 
 class OverlapLoss(_Loss):
@@ -47,6 +47,8 @@ class OverlapLoss(_Loss):
             pred = pred.sigmoid()
         elif self.softmax:
             pred = pred.softmax(1)
+        else:
+            check_probabilities(pred, "prediction")
         if self.to_onehot_y:
             if target.shape[1] != 1:
                 raise GeometryError(
@@ -54,6 +56,8 @@ class OverlapLoss(_Loss):
                     "(batch, 1, *spatial); leave to_onehot_y out for a channel per class"
                 )
             target = channel_per_class(target, channels, pred.dtype)
+        else:
+            check_probabilities(target, "truth")
         if not self.include_background and channels > 1:
             pred, target = pred[:, 1:], target[:, 1:]
         return soft_sums(pred, target, squared)
@@ -63,6 +67,5 @@ def channel_per_class(labels: Tensor, classes: int, dtype: torch.dtype) -> Tenso
     """Return a label map as a channel per class; a label that is no class, or between two, is refused."""
     if labels.is_floating_point() and not torch.compiler.is_compiling() and (labels % 1 != 0).any():
         raise ConfigError("target holds fractions; expected a label map, so resample labels with mode nearest")
-    labels = labels.long()
     check_range(labels, "target", classes - 1, f"labels from 0 to {classes - 1}, one for each channel of the input")
-    return one_hot(labels, classes, dtype=dtype)
+    return one_hot(labels.long(), classes, dtype=dtype)

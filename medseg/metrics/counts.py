@@ -57,6 +57,8 @@ def confusion_counts(pred: Tensor | np.ndarray, truth: Tensor | np.ndarray) -> C
     arrays = isinstance(pred, np.ndarray)
     a, b = plain(pred), plain(truth)
     if a.is_floating_point() or b.is_floating_point():
+        for name, values in (("prediction", a), ("truth", b)):
+            check_probabilities(values, name)
         tp, positive, true = soft_sums(a, b)
     else:
         _check(a, b)
@@ -73,8 +75,6 @@ def soft_sums(pred: Tensor, truth: Tensor, squared: bool = False) -> tuple[Tenso
     _check(pred, truth)
     dtype = torch.promote_types(torch.promote_types(pred.dtype, truth.dtype), torch.float32)
     a, b = pred.to(dtype), truth.to(dtype)
-    for name, values in (("prediction", a), ("truth", b)):
-        check_range(values, name, 1, "0 to 1: probabilities instead of logits, a channel for each label of a label map")
     axes = tuple(range(2, a.ndim))
     tp = (a * b).sum(axes)
     if squared:  # torch's vector_norm would be faster, but on the CPU is 1.6 % off for 256³ voxels in float32
@@ -90,11 +90,17 @@ def _check(pred: Tensor, truth: Tensor) -> None:
         )
 
 
+def check_probabilities(values: Tensor, name: str) -> None:
+    """Refuse what is neither a mask nor probabilities."""
+    check_range(values, name, 1, "0 to 1: probabilities instead of logits, a channel for each label of a label map")
+
+
 def check_range(values: Tensor, name: str, top: int, expected: str) -> None:
     """Refuse values beyond 0 to ``top``, but for rounding; NaN passes, and so does all in a compiled graph."""
     if torch.compiler.is_compiling() or not values.numel():
         return
-    low, high = torch.stack(values.detach().aminmax()).tolist()
+    values = values.detach() if values.is_floating_point() else values.long()  # torch has no extremes of uint16
+    low, high = torch.stack(values.aminmax()).tolist()
     if low < -1e-3 or high > top + 1e-3:
         raise ConfigError(f"{name} holds values from {low:.6g} to {high:.6g}; expected {expected}")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import nan
+from math import isnan, nan
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ class Interval:
     level: float = 0.95
 
     def __str__(self) -> str:
+        if isnan(self.low):
+            return f"{self.estimate:.2f} (no interval)"
         return f"{self.estimate:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
@@ -150,7 +152,7 @@ def _bootstrap(
         (np.arange(count),),
         resampled,
         n_resamples=resamples,
-        batch=1000,
+        batch=max(1, 1_000_000 // count),
         vectorized=is_mean,
         confidence_level=level,
         method="percentile",

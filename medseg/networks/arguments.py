@@ -75,33 +75,20 @@ def require_image(network: nn.Module, x: Tensor, least: int = 1) -> None:
         )
 
 
-def normalized_over(module: nn.Module) -> str:
-    """Tell what the normalizations in a module take statistics of, which a single voxel does not have.
-
-    Example:
-        >>> [normalized_over(layer) for layer in (nn.BatchNorm2d(1), nn.InstanceNorm2d(1), nn.GroupNorm(1, 1))]
-        ['batch', 'image', '']
-    """
-    parts = list(module.modules())
-    if any(isinstance(part, _InstanceNorm) for part in parts):
-        return "image"
-    return "batch" if any(isinstance(part, _BatchNorm | BatchRenorm) for part in parts) else ""
-
-
-def require_voxels_to_normalize(x: Tensor, voxels: int, over: str, training: bool) -> None:
+def require_voxels_to_normalize(x: Tensor, voxels: int, layers: nn.Module) -> None:
     """Raise ConfigError where a mean and a variance would be those of a single voxel.
 
     Args:
         x: the images.
         voxels: that are left of each image where they are fewest.
-        over: of what statistics are taken there, see :func:`normalized_over`.
-        training: whether those of a batch are taken, too, and not remembered.
+        layers: that see so few.
     """
     if voxels > 1:
         return
-    if over == "image":
+    parts = list(layers.modules())
+    if any(isinstance(part, _InstanceNorm) for part in parts):
         what, give = "instance normalization cannot take", "larger images"
-    elif over == "batch" and training and x.shape[0] == 1:
+    elif x.shape[0] == 1 and any(isinstance(part, _BatchNorm | BatchRenorm) and part.training for part in parts):
         what, give = "batch normalization cannot take in training", "two images or more, larger ones"
     else:
         return

@@ -115,4 +115,4 @@ class DilatedCNN(nn.Module):
     @torch.jit.unused
     def _check(self, x: Tensor) -> None:
         require_image(self, x, self.least)
-        require_voxels_to_normalize(x, math.prod([n - self.least + 1 for n in x.shape[2:]]), "batch", self.training)
+        require_voxels_to_normalize(x, math.prod([n - self.least + 1 for n in x.shape[2:]]), self)

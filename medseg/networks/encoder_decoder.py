@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .arguments import normalized_over, require_image, require_voxels_to_normalize
+from .arguments import require_image, require_voxels_to_normalize
 from .blocks import linear_mode
 
 
@@ -63,7 +63,6 @@ class EncoderDecoder(nn.Module):
         self.head = head
         self.side_heads = nn.ModuleList(side_heads)
         self.mode = linear_mode(spatial_dims)
-        self.deepest_normalized_over = normalized_over(self.encoder[-1])
         if initializer is not None:
             self.apply(initializer)
 
@@ -97,7 +96,7 @@ class EncoderDecoder(nn.Module):
         deepest = math.prod(
             [math.ceil(size / factor) for size, factor in zip(x.shape[2:], self.reduction, strict=True)]
         )
-        require_voxels_to_normalize(x, deepest, self.deepest_normalized_over, self.training)
+        require_voxels_to_normalize(x, deepest, self.encoder[-1])
 
 
 class UpLevel(nn.Module):

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from medseg.errors import ConfigError
 
-from .arguments import normalized_over, require_image, require_network, require_voxels_to_normalize
+from .arguments import require_image, require_network, require_voxels_to_normalize
 from .blocks import linear_mode, pad_same
 
 Part = Callable[..., nn.Module]
@@ -79,7 +79,7 @@ class OverEncoder(nn.Module):
         require_image(self, x)
         deepest = math.prod([math.ceil(size / self.encoder.strides[-1]) for size in x.shape[2:]])
         for layers, voxels in ((self, deepest), self._pooled(x.shape[2:])):
-            require_voxels_to_normalize(x, voxels, normalized_over(layers), self.training)
+            require_voxels_to_normalize(x, voxels, layers)
 
 
 class InvertedResidual(nn.Module):

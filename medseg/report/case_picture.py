@@ -15,6 +15,8 @@ from ..errors import GeometryError, ReadError
 from ..io.channel_names import is_ct
 from ..io.image import load
 from ..io.position import is_picture, position_index
+from ..io.same_grid import millimeters_apart
+from ..io.text import one_line
 from .figures import ORANGE, SKY, VERMILLION
 
 LABEL_COLORS = (VERMILLION, SKY, ORANGE, "#F0E442", "#009E73", "#CC79A7")
@@ -54,13 +56,13 @@ def alignment_picture(
         mask, affine = _read(label)
         others.append((mask, affine, "label"))
     shape = volumes[0].shape
+    if len(shape) != 3:
+        raise GeometryError(f"image {_x(shape)} is not 3D")
     for other, affine, what in others:
         if other.shape != shape:
             raise GeometryError(f"image {_x(shape)} and {what} {_x(other.shape)} differ in shape")
-        if not np.allclose(affine, affines[0], atol=1e-3):
+        if millimeters_apart(shape, affines[0], affine):
             raise GeometryError(f"image and {what} differ in affine")
-    if len(shape) != 3:
-        raise GeometryError(f"image {_x(shape)} is not 3D")
     return draw_case(volumes, mask, affines[0], channels, height, position)
 
 
@@ -172,7 +174,7 @@ def _read(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     try:
         volume, _ = load(path)
     except (ReadError, GeometryError, OSError) as error:
-        raise ReadError(" ".join(str(error).replace(str(path), path.name).split())) from error
+        raise ReadError(one_line(str(error).replace(str(path), path.name))) from error
     return volume.voxels[0] if len(volume.voxels) == 1 else volume.voxels, volume.affine
 
 

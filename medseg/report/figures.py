@@ -68,12 +68,20 @@ def training_curves(metrics: Mapping[str, pd.DataFrame], window: int = 51) -> Fi
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 2.9 * max(len(metrics), 1)), layout="constrained")
         grid = figure.subplots(max(len(metrics), 1), 2, squeeze=False, sharex="row", sharey="col")
-        for row, (run, table) in zip(grid, metrics.items(), strict=False):
-            for axes, word in zip(row, ("loss", "dice"), strict=True):
-                _curve(axes, table, word, window)
-                axes.set_title(f"{run}: {'loss' if word == 'loss' else 'Dice'}", loc="left")
+        for column, word in zip(grid.T, ("loss", "dice"), strict=True):
+            series = [[_series(table, phase, word) for phase in ("train", "val")] for table in metrics.values()]
+            # The runs share the axis: one loss below zero, and none is logarithmic.
+            log = word == "loss" and all((values > 0).all() for pair in series for values in pair)
+            for axes, run, (train, val) in zip(column, metrics, series, strict=False):
+                _curve(axes, train, val, word, window, log)
+                axes.set_title(f"{_shortened(run, 40)}: {'loss' if word == 'loss' else 'Dice'}", loc="left")
                 axes.set_xlabel("Iteration")
-                axes.set_ylabel("Loss (log scale)" if axes.get_yscale() == "log" else word.capitalize())
+                axes.set_ylabel("Loss (log scale)" if log else word.capitalize())
+            if log and metrics:
+                column[0].set_yscale("log")
+                _log_ticks(column[0].yaxis)
+            elif word == "dice":
+                column[0].set_ylim(0, 1.05)
         handles = [
             Line2D([], [], color=BLUE, lw=1.5, label=f"Training, mean over {window} iterations"),
             Patch(color=BLUE, alpha=0.32, lw=0, label="± 1 SD"),
@@ -84,14 +92,12 @@ def training_curves(metrics: Mapping[str, pd.DataFrame], window: int = 51) -> Fi
         return figure
 
 
-def _curve(axes: Axes, table: pd.DataFrame, word: str, window: int) -> None:
-    train, val = (_series(table, phase, word) for phase in ("train", "val"))
+def _curve(axes: Axes, train: "pd.Series[float]", val: "pd.Series[float]", word: str, window: int, log: bool) -> None:
     axes.grid(True)
     if train.empty and val.empty:
         axes.text(0.5, 0.5, "not recorded", ha="center", va="center", color=FAINT, transform=axes.transAxes)
-        axes.set_yticks([])
+        axes.tick_params(left=False, labelleft=False)
         return
-    log = word == "loss" and all((values > 0).all() for values in (train, val))
     if not train.empty:
         steps = np.diff(train.index.to_numpy())
         points = max(1, round(window / (float(np.median(steps)) if len(steps) else 1.0)))
@@ -113,15 +119,10 @@ def _curve(axes: Axes, table: pd.DataFrame, word: str, window: int) -> None:
                 (best, val.iloc[place]),
                 xytext=(0, 7),
                 textcoords="offset points",
-                ha="right" if place else "left",
+                ha="right" if best > sum(axes.get_xlim()) / 2 else "left",
                 fontsize=8,
                 path_effects=[Stroke(linewidth=2.5, foreground="white"), Normal()],
             )
-    if log:
-        axes.set_yscale("log")
-        _log_ticks(axes.yaxis)
-    elif word == "dice":
-        axes.set_ylim(0, 1.05)
 
 
 def _series(table: pd.DataFrame, phase: str, word: str) -> "pd.Series[float]":
@@ -166,13 +167,8 @@ def dice_histogram(dice: Mapping[str, ArrayLike], bins: int = 20, xlabel: str = 
             if len(finite):
                 axes.axvline(float(finite.mean()), color=INK, lw=1.2)
                 axes.axvline(float(np.median(finite)), color=INK, lw=1.2, ls="--")
-                axes.set_title(
-                    f"mean {finite.mean():.2f}, median {np.median(finite):.2f}",
-                    loc="right",
-                    fontweight="normal",
-                    fontsize=8.5,
-                )
-            axes.set_title(f"{run} (n = {len(finite)})", loc="left")
+            told = f", mean {finite.mean():.2f}, median {np.median(finite):.2f}" if len(finite) else ""
+            axes.set_title(f"{_shortened(run, 40)}\nn = {len(finite)}{told}", loc="left")
             axes.set_xlim(0, 1)
             axes.set_xlabel(xlabel)
         grid[0, 0].yaxis.get_major_locator().set_params(integer=True)
@@ -251,7 +247,7 @@ def case_dice_plot(dice: Mapping[str, Mapping[str, ArrayLike]], ylabel: str = "D
         axes.set_xlim(-0.6, max(len(labels), 1) - 0.4)
         axes.set_xticks(range(len(labels)), [_shortened(label, 30) for label in labels])
         axes.tick_params(axis="x", length=0)
-        axes.set_ylim(top=1.0)
+        axes.set_ylim(-0.04, 1.04)
         axes.set_ylabel(ylabel)
         axes.set_xlabel("Label")
         if len(dice) > 1:
@@ -354,6 +350,8 @@ def slice_pictures(
                 for value, style in styles.items():
                     _outline(axes, pictures.label[position] == value, tile, color=TRUTH_COLOR, ls=style, lw=1.8)
                     _outline(axes, pictures.pred[position] == value, tile, color=PREDICTION_COLOR, ls=style, lw=1.1)
+                if position == channel == 0 and pictures.edges:
+                    _edges(axes, pictures.edges, tile)
                 if column == 0:
                     axes.text(
                         left - 0.05, y + height / 2, _shortened(name), rotation=90, ha="right", va="center", fontsize=8
@@ -408,6 +406,15 @@ def _outline(axes: Axes, mask: NDArray[np.bool_], tile: tuple[float, float, floa
         axes.plot(left + x * (right - left), top + y * (bottom - top), solid_joinstyle="round", **line)
 
 
+def _edges(axes: Axes, edges: tuple[str, str], tile: tuple[float, float, float, float]) -> None:
+    """Name what of the patient lies at the left and at the upper edge of a picture."""
+    left, right, bottom, top = tile
+    halo = [Stroke(linewidth=2, foreground="black"), Normal()]
+    style: Any = {"color": "white", "fontsize": 8, "fontweight": "bold", "path_effects": halo}
+    axes.text(left + 0.04, (bottom + top) / 2, edges[0], ha="left", va="center", **style)
+    axes.text((left + right) / 2, top + 0.04, edges[1], ha="center", va="top", **style)
+
+
 def _slice_title(pictures: Pictures, position: int, values: Sequence[int]) -> str:
     truth, pred = pictures.label[position], pictures.pred[position]
     dice = []
@@ -447,7 +454,7 @@ def _boxes(
 
 def _run_legend(figure: Figure, runs: Mapping[str, object]) -> None:
     handles = [
-        Patch(facecolor=matplotlib.colors.to_rgba(color, 0.3), edgecolor=color, label=run)
+        Patch(facecolor=matplotlib.colors.to_rgba(color, 0.3), edgecolor=color, label=_shortened(run, 40))
         for run, color in zip(runs, RUN_COLORS * len(runs), strict=False)
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4))
@@ -483,5 +490,6 @@ def _chunks(items: Sequence[str], size: int) -> list[list[str]]:
 
 
 def _shortened(text: str, length: int = 14) -> str:
+    """Text of at most ``length`` characters; the end stays, because that is where the names of patients differ."""
     text = "".join(character if character.isprintable() else "?" for character in text)
-    return text if len(text) <= length else text[: length - 1] + "…"
+    return text if len(text) <= length else f"{text[: (length - 1) // 2]}…{text[-(length // 2) :]}"

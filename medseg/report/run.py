@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..errors import DatasetError, ReadError
+from ..errors import ConfigError, DatasetError, ReadError
 from ..io.atomic import atomic_write_text
 from ..io.channel_names import is_pet
 from .figures import (
@@ -36,15 +36,23 @@ from .tables import (
 )
 
 SLICE_MEASURES = MEASURES[:5]
+FACTS = {
+    "command": "command",
+    "seed": "seed",
+    "dataset_sha256": "dataset hash",
+    "versions.medseg": "medseg version",
+}
 NOTE_PRESENT = (
     "Mean (median) ± standard deviation; below it the 95 % interval of the mean, bootstrap with patients resampled. "
     "Only {what} whose true mask is not empty count here; those with an empty one are in a table of their own, because "
-    "there Dice, sensitivity and PPV say nothing about the outline. Missed: nothing was predicted; Dice, F-beta and "
-    "sensitivity are then 0, PPV and Hausdorff distance undefined. What is undefined is left out and counted."
+    "there Dice, sensitivity and PPV say nothing about the outline. Missed: nothing was predicted; Dice, F-beta, "
+    "sensitivity and surface Dice are then 0, PPV and Hausdorff distance undefined. What is undefined is left out and "
+    "counted; a mean of labels is undefined where one of them is."
 )
 NOTE_EMPTY = (
-    "Only {what} whose true mask is empty. A false alarm is any prediction in it. Specificity as in the table above. "
-    "Dice is not averaged here: by convention it is 1 without and 0 with a false alarm, which their share says already."
+    "Only {what} whose true mask is empty. A false alarm is any prediction in it. Specificity: mean (median) ± "
+    "standard deviation, below it the 95 % interval. Dice is not averaged here: by convention it is 1 without and 0 "
+    "with a false alarm, which their share says already."
 )
 
 
@@ -66,17 +74,20 @@ def run_report(
         ``out``.
 
     Raises:
+        ConfigError: ``out`` is a folder, or in one that is absent.
         DatasetError: a folder is no run, a table lacks a column, or the runs have no split in common.
         ReadError: a file of a run cannot be read.
     """
-    found = read_runs(runs)
     out = Path(out)
+    if out.is_dir() or not out.parent.is_dir():
+        raise ConfigError(f"out: {out} is a folder, or in a folder that is absent; expected a file that can be written")
+    found = read_runs(runs)
     scored = {run.name: run.scores for run in found if run.scores is not None and len(run.scores)}
     split = _choose_split(scored, split)
     names = [run.name for run in found]
-    patients = {name: patient_scores(scores, split) for name, scores in scored.items()} if split else {}
     level = patient_level(list(scored.values()), split) if split else "slice"
-    pictures, picture_note = _pictures(found, scored, patients, split)
+    patients = {name: patient_scores(scores, split, level) for name, scores in scored.items()} if split else {}
+    pictures, picture_note = _pictures(found, scored, patients, split, level)
     facts, warnings = _facts(found, scored, split)
     histograms, boxes, strips = _distributions(scored, patients, split)
     curves = {run.name: run.metrics for run in found if run.metrics is not None}
@@ -143,12 +154,8 @@ def _facts(
             column["patients scored"] = str(rows["patient"].nunique())
             column["splits scored"] = ", ".join(sorted(set(scores["split"])))
         for key, value in run.facts.items():
-            if "dataset" in key and ("hash" in key or "sha" in key):
-                column["dataset hash"] = value
-            elif key in ("seed", "command"):
-                column[key] = value
-            elif key in ("versions.medseg", "medseg_version"):
-                column["medseg version"] = value
+            if key in FACTS:
+                column[FACTS[key]] = value
         looks = sum(key.startswith("test_set_scored.") and key.endswith(".when") for key in run.facts)
         if looks:
             column["test set scored"] = "once" if looks == 1 else f"{looks} times"
@@ -159,6 +166,13 @@ def _facts(
     cases = {frozenset(scores.loc[scores["split"] == split, "case"]) for scores in scored.values()}
     if len(cases) > 1:
         warnings.append("The runs were scored on different cases: compare the paired differences, not the means.")
+    labels = {name: sorted(set(scores.loc[scores["split"] == split, "label"])) for name, scores in scored.items()}
+    if len(set(map(tuple, labels.values()))) > 1:
+        told = "; ".join(f"{name}: {', '.join(found)}" for name, found in labels.items())
+        warnings.append(
+            f"The runs were scored on different labels ({told}): compare the rows of one label and the paired "
+            "differences, not the means of labels, of patients or of slices."
+        )
     return _comparison(columns), warnings
 
 
@@ -270,13 +284,14 @@ def _difference_rows(scored: Mapping[str, pd.DataFrame], split: str) -> list[dic
     for other in others:
         for row in differences(reference, other, split):
             digits = 2 if row.measure == "hd95_mm" else 3
-            clear = row.low > 0 or row.high < 0
+            # Not named clear: a template would take the method of the dictionary for it.
+            without_zero = row.low > 0 or row.high < 0
             interval = (
                 f"[{row.low:+.{digits}f}, {row.high:+.{digits}f}]".replace("-", "−") if np.isfinite(row.low) else "–"
             )
             rows.append(
                 vars(row)
-                | {"title": TITLES[row.measure], "clear": clear, "interval": interval}
+                | {"title": TITLES[row.measure], "without_zero": without_zero, "interval": interval}
                 | {"mean_text": f"{row.mean:+.{digits}f}".replace("-", "−"), "wins": " : ".join(map(str, row.wins))}
             )
     return rows
@@ -285,15 +300,17 @@ def _difference_rows(scored: Mapping[str, pd.DataFrame], split: str) -> list[dic
 def _distributions(
     scored: Mapping[str, pd.DataFrame], patients: Mapping[str, pd.DataFrame], split: str | None
 ) -> tuple[list[tuple[str, str]], str, str]:
-    """Histograms and box plots of the slices; points of the cases where no run has slices."""
+    """Histograms and box plots of the slices; points of the cases."""
     if split is None:
         return [], "", ""
+    cases = {name: part(scores, split, "case", empty=False) for name, scores in scored.items()}
+    dice = {name: _grouped(rows, "label") for name, rows in cases.items() if len(rows)}
+    light = sum(map(len, cases.values())) <= 500
+    strips = embed(case_dice_plot(dice), vector=light) if dice else ""
     slices = {name: with_mean_of_labels(part(scores, split, "slice", empty=False)) for name, scores in scored.items()}
     slices = {name: rows for name, rows in slices.items() if len(rows)}
     if not slices:
-        cases = {name: part(scores, split, "case", empty=False) for name, scores in scored.items()}
-        dice = {name: _grouped(rows, "label") for name, rows in cases.items() if len(rows)}
-        return [], "", embed(case_dice_plot(dice), vector=_light(cases)) if dice else ""
+        return [], "", strips
     histograms = []
     labels = labels_of(list(slices.values()))
     for label in labels:
@@ -302,39 +319,43 @@ def _distributions(
             histograms.append((label if len(labels) > 1 else "", embed(dice_histogram(values), vector=True)))
     whole = {name: rows[rows["label"] == labels_of([rows])[-1]] for name, rows in slices.items()}
     order = [patient for name in slices for patient in patients[name].dropna(subset=["mean"])["patient"]]
-    ylabel = "Dice per slice" if len(labels) == 1 else "Dice per slice, mean of labels"
+    ylabel = "Dice per slice" if len(labels) == 1 else "Dice per slice,\nmean of labels"
     figure = patient_box_plot(
         {name: _grouped(rows, "patient") for name, rows in whole.items()}, list(dict.fromkeys(order)), ylabel
     )
-    return histograms, embed(figure, vector=len(set(order)) <= 60), ""
+    return histograms, embed(figure, vector=len(set(order)) <= 60), strips
 
 
 def _grouped(rows: pd.DataFrame, column: str) -> dict[str, "np.ndarray[Any, Any]"]:
     return {str(name): group["dice"].to_numpy() for name, group in rows.groupby(column, sort=False)}
 
 
-def _light(tables: Mapping[str, pd.DataFrame]) -> bool:
-    return sum(map(len, tables.values())) <= 500
-
-
 def _pictures(
-    runs: Sequence[Run], scored: Mapping[str, pd.DataFrame], patients: Mapping[str, pd.DataFrame], split: str | None
+    runs: Sequence[Run],
+    scored: Mapping[str, pd.DataFrame],
+    patients: Mapping[str, pd.DataFrame],
+    split: str | None,
+    level: str,
 ) -> tuple[list[dict[str, Any]], str]:
     """Best, median and worst patient of the first run that has scores and pictures, as each run sees them."""
     reference = next((run for run in runs if run.name in patients and run.pictures), None)
     if reference is None or split is None:
         return [], ""
-    table = patients[reference.name]
-    chosen = choose_patients(table, reference.patients)
-    ranked = set(table.dropna(subset=["mean"])["patient"])
-    without = len(ranked - set(reference.patients.values()))
+    scores = scored[reference.name]
+    owner = dict(zip(scores["case"], scores["patient"], strict=True))
+    # The cases from worst to best: each is taken for a patient of its own.
+    cases = patient_scores(scores.assign(patient=scores["case"]), split, level).dropna(subset=["mean"])["patient"]
+    pictured = {case: owner[case] for case in cases if case in reference.pictures}
+    without = len({owner[case] for case in cases} - set(pictured.values()))
     loaded, broken = [], []
-    for what, patient in chosen:
-        case = min(case for case, owner in reference.patients.items() if owner == patient)
+    for what, patient in choose_patients(patients[reference.name], pictured):
+        own = [case for case in pictured if pictured[case] == patient]
+        case = {"Best": own[-1], "Worst": own[0]}.get(what, own[(len(own) - 1) // 2])
+        which = f"{case}, the {what.lower()} of {len(own)}" if len(own) > 1 else case
         for run in runs:
             if case in run.pictures:
                 try:
-                    loaded.append((what, patient, case, run, read_pictures(run.pictures[case])))
+                    loaded.append((what, patient, which, run, read_pictures(run.pictures[case])))
                 except ReadError:
                     broken.append(f"{run.name}: the pictures of case {case} are damaged.")
     # One PET scale for all pictures: hot is hot in every one.
@@ -354,14 +375,16 @@ def _pictures(
         notes.append(
             f"PET from 0 to {top:.1f} (99.9th percentile of what is pictured) in all pictures, square-root gray scale."
         )
+    if any(p.edges for *_, p in loaded):
+        notes.append("Letters: the patient's right (R), front (A) and head (S).")
     notes.append(f"Ranked by {reference.name}.")
     if without:
-        notes.append(f"{without} patients have no pictures there and are passed over.")
+        notes.append(f"Passed over, because they have no pictures there: {without} of the patients.")
     sections: dict[str, dict[str, Any]] = {}
-    for what, patient, case, run, shown in loaded:
+    for what, patient, which, run, shown in loaded:
         limits = {name: (0.0, top) for name in shown.channel_names if is_pet(name)}
         image = embed(slice_pictures(shown, run.labels, limits))
-        text = f"{run.name}, case {case}{_patient_dice(patients.get(run.name), patient)}"
+        text = f"{run.name}, case {which}{_patient_dice(patients.get(run.name), patient)}"
         sections.setdefault(what, {"what": what, "patient": patient, "images": []})["images"].append((image, text))
     return list(sections.values()), " ".join(notes + broken)
 

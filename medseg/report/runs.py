@@ -1,5 +1,6 @@
 """Reading a run folder: everything that a report needs, as files only."""
 
+import io
 import json
 import re
 import zipfile
@@ -16,10 +17,12 @@ from numpy.typing import NDArray
 from ..errors import DatasetError, ReadError
 
 TEXT = ["split", "level", "case", "patient", "slice", "label"]
-COUNTS = ["tp", "fp", "tn", "fn"]
 MEASURES = ["dice", "f_beta", "sensitivity", "specificity", "ppv", "hd95_mm", "surface_dice"]
 FLAGS = ["truth_empty", "pred_empty"]
-REQUIRED = ["split", "level", "case", "patient", "label", "dice"]
+REQUIRED = [*TEXT, "dice", *FLAGS]
+# The edge at which an axis begins as a radiologist looks at it, by its direction. Of two axes, the one that comes first
+# here runs from left to right.
+_EDGES = {"L": "R", "R": "R", "P": "A", "A": "A", "I": "S", "S": "S"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Pictures:
         slices: number of each slice in the volume, [n].
         spacing: mm between pixels along X and Y.
         channel_names: one name per channel.
+        edges: what of the patient the left and the upper edge show, such as R (right) and A (front); None where the
+            file does not tell.
     """
 
     case: str
@@ -45,6 +50,7 @@ class Pictures:
     slices: NDArray[np.int64]
     spacing: tuple[float, float]
     channel_names: tuple[str, ...]
+    edges: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,6 @@ class Run:
         labels: label names by mask value, as far as ``run.json`` tells them.
         config: the text of ``config.yaml``, or None.
         pictures: picture file by case.
-        patients: patient by case, for the cases that have pictures.
         missing: a line for each part that is absent or broken.
     """
 
@@ -70,7 +75,6 @@ class Run:
     labels: dict[int, str]
     config: str | None
     pictures: dict[str, Path]
-    patients: dict[str, str]
     missing: tuple[str, ...]
 
 
@@ -101,22 +105,18 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     if record is None:
         missing.append("run.json is absent: command, seed, versions and dataset are unknown.")
     scores = _read_scores(folder / "scores.csv")
-    if scores is None:
-        missing.append("scores.csv is absent: this run has not been scored.")
-    metrics = _read_metrics(folder / "metrics.csv")
-    if metrics is None:
-        missing.append("metrics.csv is absent: there are no training curves.")
+    if scores is None or scores.empty:
+        what = "is absent" if scores is None else "holds no row"
+        missing.append(f"scores.csv {what}: this run has not been scored.")
+    metrics = _read_metrics(folder / "metrics.csv", missing)
     config = folder / "config.yaml"
     if not config.is_file():
         missing.append("config.yaml is absent: the configuration is unknown.")
     pictures: dict[str, Path] = {}
-    patients: dict[str, str] = {}
     for path in sorted((folder / "pictures").glob("*.npz")):
         try:
             with np.load(path, allow_pickle=False) as file:
-                case = str(file["case"])
-                patients[case] = str(file["patient"])
-                pictures[case] = path
+                pictures[str(file["case"])] = path
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             missing.append(f"pictures/{path.name} cannot be read and is left out.")
     if not pictures:
@@ -129,7 +129,6 @@ def read_run(folder: Path, name: str | None = None) -> Run:
         labels=_label_names(record or {}),
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else None,
         pictures=pictures,
-        patients=patients,
         missing=tuple(missing),
     )
 
@@ -181,12 +180,17 @@ def read_pictures(path: Path) -> Pictures:
             f"{path}: image {image.shape}, label {label.shape}, pred {pred.shape}, slices {slices.shape} and "
             f"{len(names)} channel names do not fit together; expected [C,n,X,Y], [n,X,Y], [n,X,Y], [n] and C"
         )
-    # As a radiologist looks at it: the patient's left on the right, the back at the bottom.
-    flips = tuple(axis for axis, code in enumerate(axcodes[:2], start=1) if code in ("R", "A", "S"))
-    if flips:
-        image = np.flip(image, tuple(axis + 1 for axis in flips))
-        label, pred = np.flip(label, flips), np.flip(pred, flips)
-    return Pictures(case, patient, image, label, pred, slices, (spacing[0], spacing[1]), names)
+    # As a radiologist looks at it: the patient's right on the left, front and head up; a sagittal one looks left.
+    edges = None
+    codes = axcodes[:2]
+    if len(codes) == 2 and all(code in _EDGES for code in codes):
+        if codes != sorted(codes, key=list(_EDGES).index):
+            image, label, pred = image.swapaxes(-1, -2), label.swapaxes(-1, -2), pred.swapaxes(-1, -2)
+            codes, spacing = codes[::-1], spacing[1::-1]
+        flips = tuple(axis for axis, code in zip((-2, -1), codes, strict=True) if code in "RAS")
+        image, label, pred = np.flip(image, flips), np.flip(label, flips), np.flip(pred, flips)
+        edges = (_EDGES[codes[0]], _EDGES[codes[1]])
+    return Pictures(case, patient, image, label, pred, slices, (spacing[0], spacing[1]), names, edges)
 
 
 def model_facts(config: str | None) -> dict[str, str]:
@@ -197,18 +201,8 @@ def model_facts(config: str | None) -> dict[str, str]:
         return {}
     if not isinstance(tree, dict):
         return {}
-    train = tree.get("train")
-    facts = {}
-    for title, keys in (
-        ("network", ("network_def", "network")),
-        ("loss", ("loss", "loss_function")),
-        ("optimizer", ("optimizer",)),
-    ):
-        for place in (tree, train if isinstance(train, dict) else {}):
-            value = next((place[key] for key in keys if place.get(key)), None)
-            if value is not None and title not in facts:
-                facts[title] = _one_line(value)
-    return facts
+    places = {"network": "network_def", "loss": "loss", "optimizer": "optimizer"}
+    return {title: _one_line(tree[key]) for title, key in places.items() if tree.get(key)}
 
 
 def _one_line(value: Any) -> str:
@@ -239,17 +233,26 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return record
 
 
-def _read_csv(path: Path, required: Sequence[str]) -> pd.DataFrame | None:
+def _read_text(path: Path) -> str | None:
     if not path.is_file():
         return None
     try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ReadError(f"{path}: not a readable text file ({error})") from error
+
+
+def _table(text: str, path: Path, required: Sequence[str]) -> pd.DataFrame:
+    try:
         # As text first: a patient may be called "NA" or "007".
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
+        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+    except ValueError as error:
         raise ReadError(f"{path}: not a readable CSV table ({' '.join(str(error).split())})") from error
     absent = [column for column in required if column not in table]
     if absent:
         raise DatasetError(f"{path}: no column {', '.join(absent)}; found {', '.join(map(str, table.columns))}")
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes what is too much for names of the rows
+        raise DatasetError(f"{path}: the rows have more fields than the first line names; expected as many")
     return table
 
 
@@ -263,28 +266,48 @@ def _numbers(table: pd.DataFrame, column: str, path: Path) -> "pd.Series[float]"
 
 
 def _read_scores(path: Path) -> pd.DataFrame | None:
-    table = _read_csv(path, REQUIRED)
-    if table is None:
+    text = _read_text(path)
+    if text is None:
         return None
-    scores = pd.DataFrame({column: table.get(column, "") for column in TEXT}, index=table.index)
-    for column in COUNTS + MEASURES:
+    table = _table(text, path, REQUIRED)
+    scores = table[TEXT].copy()
+    for column in ("fp", *MEASURES):
         scores[column] = _numbers(table, column, path) if column in table else np.nan
-    for column, counts in (("truth_empty", ["tp", "fn"]), ("pred_empty", ["tp", "fp"])):
-        if column in table:
-            scores[column] = table[column].str.strip().str.lower().isin(["true", "1", "1.0"])
-        else:
-            scores[column] = scores[counts].sum(axis=1, min_count=1) == 0
+    for column in FLAGS:
+        words = table[column].str.lower()
+        if not words.isin(["true", "false"]).all():
+            wrong = table.loc[~words.isin(["true", "false"]), column].iloc[0]
+            raise DatasetError(f"{path}: column {column} holds {wrong[:40]!r}, expected True or False")
+        scores[column] = words == "true"
+    twice = scores[scores.duplicated(["split", "level", "case", "slice", "label"])]
+    if len(twice):
+        row = twice.iloc[0]
+        raise DatasetError(
+            f"{path}: case {row['case']}, slice {row['slice'] or '–'}, label {row['label']} comes twice in the split "
+            f"{row['split']}, expected once; score the split again"
+        )
     return scores
 
 
-def _read_metrics(path: Path) -> pd.DataFrame | None:
-    table = _read_csv(path, ["iteration", "phase", "name", "value"])
-    if table is None:
+def _read_metrics(path: Path, missing: list[str]) -> pd.DataFrame | None:
+    text = _read_text(path)
+    if text is None:
+        missing.append("metrics.csv is absent: there are no training curves.")
         return None
-    table["iteration"] = _numbers(table, "iteration", path)
-    table["value"] = _numbers(table, "value", path)
-    # A resumed run may have written an iteration twice: what came last counts.
-    return table.dropna(subset=["iteration"]).drop_duplicates(["phase", "name", "iteration"], keep="last")
+    # A killed training may leave half a line, whose number looks whole.
+    text, newline, half = text.rpartition("\n")
+    if half:
+        missing.append("metrics.csv ends within a line, which is left out: what wrote it was stopped.")
+    table = _table(text + newline, path, ["iteration", "phase", "name", "value"]) if text else pd.DataFrame()
+    if table.empty:
+        missing.append("metrics.csv holds no row: there are no training curves.")
+        return None
+    for column in ("iteration", "value"):
+        table[column] = _numbers(table, column, path)
+    undrawn = int(table["value"].isna().sum())
+    if undrawn:
+        missing.append(f"metrics.csv: values that are no finite number, {undrawn} of {len(table)}, are not drawn.")
+    return table.dropna(subset=["iteration"])
 
 
 def _flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -302,11 +325,7 @@ def _flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _label_names(record: Mapping[str, Any]) -> dict[int, str]:
-    labels = record.get("labels", record.get("label_names"))
-    if isinstance(labels, dict):
-        return {value: name for name, value in labels.items() if isinstance(value, int) and value > 0}
-    if isinstance(labels, list):  # the names of values 1, 2, ..., with or without the background before them
-        names = [str(name) for name in labels]
-        start = 0 if names and names[0].lower() == "background" else 1
-        return {value: name for value, name in enumerate(names, start) if value > 0}
-    return {}
+    labels = record.get("labels")
+    if not isinstance(labels, dict):
+        return {}
+    return {value: name for name, value in labels.items() if isinstance(value, int) and value > 0}

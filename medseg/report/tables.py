@@ -10,14 +10,14 @@ from numpy.typing import ArrayLike, NDArray
 from ..metrics import bootstrap_interval, paired_bootstrap_difference
 from .runs import MEASURES
 
-TITLES = {
+TITLES = {  # with what an evaluation takes: the defaults of `medseg.metrics.case_scores`
     "dice": "Dice",
-    "f_beta": "F-beta",
+    "f_beta": "F-beta (β = 2)",
     "sensitivity": "Sensitivity",
     "specificity": "Specificity",
     "ppv": "PPV",
     "hd95_mm": "Hausdorff 95 (mm)",
-    "surface_dice": "Surface Dice",
+    "surface_dice": "Surface Dice (2 mm)",
 }
 MEAN_OF_LABELS = "mean of labels"
 KEY = ["case", "slice", "label"]
@@ -99,15 +99,18 @@ def part(scores: pd.DataFrame, split: str, level: str, empty: bool | None = None
 
 
 def with_mean_of_labels(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows, and where there are several labels also their mean for each slice or case (labels that are present)."""
+    """The rows, and where there are several labels also their mean for each slice or case (labels that are present).
+
+    The mean is undefined where it is for one of them: the Hausdorff distance of the others does not stand for a label
+    that was missed.
+    """
     if rows["label"].nunique() < 2:
         return rows
     keys = ["split", "level", "case", "patient", "slice"]
-    mean = rows.groupby(keys, sort=False, as_index=False)[MEASURES].mean()
-    flags = rows.groupby(keys, sort=False, as_index=False)["pred_empty"].all()
-    return pd.concat(
-        [rows, mean.merge(flags, on=keys).assign(label=MEAN_OF_LABELS, truth_empty=False)], ignore_index=True
-    )
+    groups = rows.groupby(keys, sort=False)
+    undefined = rows[MEASURES].isna().groupby([rows[key] for key in keys], sort=False).any()
+    mean = groups[MEASURES].mean().mask(undefined).join(groups["pred_empty"].all()).reset_index()
+    return pd.concat([rows, mean.assign(label=MEAN_OF_LABELS, truth_empty=False)], ignore_index=True)
 
 
 def labels_of(tables: Sequence[pd.DataFrame]) -> list[str]:
@@ -116,22 +119,23 @@ def labels_of(tables: Sequence[pd.DataFrame]) -> list[str]:
     return sorted(labels, key=lambda label: label == MEAN_OF_LABELS)
 
 
-def patient_scores(scores: pd.DataFrame, split: str) -> pd.DataFrame:
+def patient_scores(scores: pd.DataFrame, split: str, level: str | None = None) -> pd.DataFrame:
     """One row per patient, worst first.
 
-    The values are Dice of the slices whose truth is not empty, or of the cases where a run has no slices; with several
-    labels, a slice's value is the mean of the labels that it has.
+    The values are Dice of the slices whose truth is not empty; with several labels, a slice's value is the mean of the
+    labels that it has.
 
     Args:
         scores: the rows of ``scores.csv``.
         split: the split to take.
+        level: ``slice``, or ``case`` for values of whole cases; by default slices, where any has a label.
 
     Returns:
         columns patient, cases, n (slices, or cases), mean, median, sd, false_alarms (slices or cases with empty truth
         and a prediction), empty (with empty truth), and one column ``mean_LABEL`` for each of several labels; patients
         without a value come last.
     """
-    level = patient_level([scores], split)
+    level = level or patient_level([scores], split)
     rows = part(scores, split, level)
     present = with_mean_of_labels(rows[~rows["truth_empty"]])
     labels = labels_of([present])
@@ -170,9 +174,15 @@ def differences(first: tuple[str, pd.DataFrame], second: tuple[str, pd.DataFrame
     """
     found = []
     for level in ("slice", "case"):
-        tables = [with_mean_of_labels(part(scores, split, level, empty=False)) for _, scores in (first, second)]
+        tables = [part(scores, split, level, empty=False) for _, scores in (first, second)]
+        keys = [pd.MultiIndex.from_frame(table[KEY]) for table in tables]
+        # The mean of labels is that of the labels which both have.
+        tables = [
+            with_mean_of_labels(table[own.isin(other)])
+            for table, own, other in zip(tables, keys, keys[::-1], strict=True)
+        ]
         for label in labels_of(tables):
-            pair = [table[table["label"] == label].drop_duplicates(KEY) for table in tables]
+            pair = [table[table["label"] == label] for table in tables]
             both = pair[0].merge(pair[1], on=KEY, suffixes=("", "_second"))
             for measure in MEASURES:
                 rows = both.dropna(subset=[measure, f"{measure}_second"])

@@ -13,7 +13,7 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends, convert_to_dst_type, convert_to_numpy
 
 from medseg.errors import ConfigError, GeometryError, MedsegError, ReadError
-from medseg.transforms.same_grid import SAME_GRID, voxels_apart
+from medseg.io.same_grid import millimeters_apart
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -133,9 +133,13 @@ class N4BiasFieldCorrection(Transform):
         if sum(size > 1 for size in image.shape[1:]) < 2 or not image.shape[0]:
             raise GeometryError(f"an image of shape {image.shape}: expected at least 2 voxels along two spatial axes")
         inside = [None] * len(image) if mask is None else _mask_of_each_channel(mask, image.shape)
-        if isinstance(img, MetaTensor) and isinstance(mask, MetaTensor) and voxels_apart(img, mask) > SAME_GRID:
+        if (
+            isinstance(img, MetaTensor)
+            and isinstance(mask, MetaTensor)
+            and (apart := millimeters_apart(image.shape[1:], img.affine, mask.affine))
+        ):
             raise GeometryError(
-                f"the mask lies up to {voxels_apart(img, mask):.3g} voxels away from the image: expected one grid "
+                f"the mask lies up to {apart:.3g} mm away from the image: expected one grid "
                 "(affine); resample the mask with nearest neighbor first"
             )
         corrected = np.stack([self._correct(channel, known) for channel, known in zip(image, inside, strict=True)])

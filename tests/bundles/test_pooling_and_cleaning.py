@@ -129,17 +129,39 @@ def choose(petct, run_dir: Path, **more) -> dict:
     return json.loads((run_dir / "threshold.json").read_text())
 
 
-@pytest.fixture
-def petct_run(petct, tmp_path: Path) -> Path:
-    """A run folder as a training leaves it, with a network that was not trained."""
-    folder = tmp_path / "runs/tiny/00"
+def untrained(bundle, folder: Path) -> Path:
+    """Make a run folder as a training leaves it, with a network that was not trained."""
     folder.mkdir(parents=True)
     (folder / "run.json").write_text('{"test_set_scored": []}')
-    config = ConfigParser.load_config_file(petct.files("inference.yaml")[0])
+    config = ConfigParser.load_config_file(bundle.files("inference.yaml")[0])
     torch.manual_seed(0)
-    network = ConfigParser(config | {"network_channels": petct.channels}).get_parsed_content("network_def")
+    network = ConfigParser(config | {"network_channels": bundle.channels}).get_parsed_content("network_def")
     save_checkpoint(folder / "model_best.pt", {"model": network})
     return folder
+
+
+@pytest.fixture
+def petct_run(petct, tmp_path: Path) -> Path:
+    return untrained(petct, tmp_path / "runs/tiny/00")
+
+
+def test_an_evaluation_scores_what_an_inference_writes(hippocampus, tmp_path: Path):
+    run_dir = untrained(hippocampus, tmp_path / "runs/tiny/00")
+    run(workflow(hippocampus, run_dir, "train.yaml", "evaluate.yaml"))
+    images = {"dataset_dir": str(hippocampus.dataset / "imagesTr")}
+    words = hippocampus.predicting(tmp_path / "masks", run_dir / "model_best.pt", **images)
+    run(CheckedWorkflow(hippocampus.files("inference.yaml"), workflow_type="infer", **words))
+    pictures = list((run_dir / "pictures").iterdir())
+    assert pictures
+    for file in pictures:
+        scored = np.load(file)
+        written, image = (
+            np.asarray(nib.load(folder / f"{file.stem}_0000.nii.gz").dataobj)[..., scored["slices"]].transpose(2, 0, 1)
+            for folder in (tmp_path / "masks", hippocampus.dataset / "imagesTr")
+        )
+        np.testing.assert_array_equal(scored["pred"], written)
+        assert len(np.unique(written)) > 1
+        assert np.corrcoef(scored["image"][0].ravel(), image.ravel())[0, 1] > 0.999
 
 
 def test_a_chosen_threshold_scores_in_the_evaluation_what_the_choice_said(petct, petct_run: Path):

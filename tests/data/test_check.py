@@ -158,6 +158,13 @@ def test_a_problem_of_a_case_is_found_and_nothing_else(root, name):
         assert str(root) not in str(problem)
 
 
+def test_a_channel_that_is_a_copy_of_another_is_told(root):
+    shutil.copy(root / CT, root / PET)
+    (found,) = [problem for problem in problems(root) if problem.topic == "duplicate"]
+    assert (found.case, found.severity) == ("c01", "warning")
+    assert found.what == "channel PET: the same voxels as channel CT"
+
+
 def test_shape_other_than_in_the_table(root):
     table = (root / "cases.csv").read_text()
     (root / "cases.csv").write_text(table.replace("12x10x5", "12x10x6", 1))

@@ -27,8 +27,9 @@ def pairs(images: list[NDArray[np.float32]], affines: list[NDArray[np.float64]] 
     affines = affines or [np.eye(4)] * len(images)
     signatures = [signature(image, affine) for image, affine in zip(images, affines, strict=True)]
     found = list(near_duplicates(signatures, [str(n) for n in range(len(images))]))
-    assert all(value >= NEAR for _, _, value in found)
-    return [(one, other) for one, other, _ in found]
+    assert all(value >= NEAR for _, _, value, _ in found)
+    assert not any(mirrored for *_, mirrored in found)
+    return [(one, other) for one, other, *_ in found]
 
 
 CHANGES: dict[str, Change] = {
@@ -56,6 +57,18 @@ def test_a_copy_is_found_however_its_voxels_are_stored():
     affine = np.array([[0.0, -2, 0, 0], [0, 0, 2, 0], [2, 0, 0, 0], [0, 0, 0, 1]])
     straight = np.diag([2.0, 2, 2, 1])
     assert pairs([*images, turned], [*[straight] * 5, affine]) == [(1, 5)]
+
+
+@pytest.mark.parametrize("shape", [(40, 36, 30), (90, 80, 1)], ids=["volume", "picture"])
+def test_a_mirrored_copy_is_found_and_said_to_be_mirrored(shape):
+    images = people(6, shape)
+    copy = images[2][::-1] + np.random.default_rng(1).normal(0, 0.1 * images[2].std(), shape).astype(np.float32)
+    signatures = [signature(image, np.diag([-1.0, -1, 2, 1])) for image in (*images, copy)]
+    ((one, other, correlation, mirrored),) = near_duplicates(signatures, list("abcdefg"))
+    assert (one, other, mirrored) == (2, 6, True)
+    assert correlation >= NEAR
+    assert list(near_duplicates(signatures, list("abcdefc"))) == []  # both of one patient
+    assert [pair[:2] for pair in near_duplicates([*signatures, signatures[2]], list("abcdefgh"))] == [(2, 6), (2, 7)]
 
 
 def test_copies_of_pictures():

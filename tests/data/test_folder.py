@@ -144,6 +144,10 @@ def test_the_hash_follows_pixels_and_split_but_not_the_place(tmp_path: Path, wri
     assert other.dataset_hash() != before
 
 
+def alter(path: Path, key: str, value: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -151,6 +155,22 @@ def test_the_hash_follows_pixels_and_split_but_not_the_place(tmp_path: Path, wri
         (lambda root: (root / "dataset.json").unlink(), "no dataset.json"),
         (lambda root: (root / "dataset.json").write_text("{"), "not JSON"),
         (lambda root: (root / "dataset.json").write_text("{}"), "no channel_names"),
+        *(
+            (
+                lambda root, key=key, value=value: alter(root / "dataset.json", key, value),
+                f"dataset.json: {key}: {{.* found",
+            )
+            for key, value in (
+                ("channel_names", {"CT": 0, "PET": 1}),
+                ("channel_names", {"0": "CT", "2": "PET"}),
+                ("channel_names", {"0": 5}),
+                ("labels", {"background": 0, "tumor": "1"}),
+                ("labels", {"0": "background", "1": "tumor"}),
+                ("labels", {"background": 0, "tumor": [1, 2]}),
+                ("labels", {"background": 0, "tumor": 1, "node": 1}),
+                ("classes", {"benign": 0, "malignant": None}),
+            )
+        ),
         (lambda root: (root / "cases.csv").unlink(), "no such file"),
         (lambda root: (root / "cases.csv").write_text("case,shape\nc00,1x1x1\n"), "column patient is missing"),
         (lambda root: (root / "cases.csv").write_text("case,patient\nc00,A\nc00,B\n"), "c00 is listed twice"),
@@ -188,8 +208,12 @@ def test_bad_voxels_and_labels_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="label of shape"):
         write_case(tmp_path, "a", image, label[:, :3], labels)
     mirrored = MetaTensor(label.as_tensor(), affine=torch.diag(torch.tensor([-1.0, 1, 1, 1])))
-    with pytest.raises(DatasetError, match="a: the label lies up to 6 voxels away from the image"):
+    with pytest.raises(DatasetError, match="a: the label lies up to 6 mm away from the image"):
         write_case(tmp_path, "a", image, mirrored, labels)
+    with pytest.raises(DatasetError, match="a: the label is a Tensor, a MetaTensor with its affine expected"):
+        write_case(tmp_path, "a", image, label.as_tensor(), labels)  # type: ignore[arg-type]
+    with pytest.raises(DatasetError, match="a: the image is a ndarray, a MetaTensor with its affine expected"):
+        write_case(tmp_path, "a", image.numpy(), label, labels)  # type: ignore[arg-type]
     assert list(tmp_path.rglob("*.gz")) == []
     row = write_case(tmp_path, "a", image, label, labels) | {"patient": "p", "stratum": ""}
     for wrong in ({"tumor": 1}, {"background": 0, "tumor": 2}, {"background": 1, "tumor": 0}):

@@ -173,7 +173,7 @@ def test_a_label_at_another_place_than_its_image_is_refused(tmp_path, write_data
     label = nib.load(folder.label_path("c01"))
     mirrored = nib.Nifti1Image(np.asarray(label.dataobj), label.affine @ np.diag([-1, 1, 1, 1]))
     nib.save(mirrored, folder.label_path("c01"))
-    with pytest.raises(DatasetError, match=r"case c01: the label lies up to .* voxels away from the image"):
+    with pytest.raises(DatasetError, match=r"case c01: the label lies up to .* mm away from the image"):
         write_slices(tmp_path)
 
 

@@ -26,7 +26,8 @@ from rich.console import Console
 
 from data_prep.build import BuildResult, build_dataset
 from data_prep.cli import main
-from data_prep.identity import KeyFile, identifying_words, mask, safe_name
+from data_prep.fingerprint import sha256
+from data_prep.identity import KeyFile, identifying_words, mask, safe_name, words_of
 from data_prep.recipes import recipe_class
 from data_prep.recipes.folder import FolderOptions, FolderRecipe
 from medseg.data import DatasetFolder, make_splits
@@ -527,3 +528,34 @@ def test_all_that_a_header_says_of_a_person_is_masked() -> None:
     assert set(re.split(", ", mask(shown, {}, words))) == {"ROI [masked]", "LN_[masked]", "[masked]"}
     kept = "CT of 512 slices at 1.5 mm, class 1.2.840.10008.5.1.4.1.1.2"
     assert mask(kept, {}, words) == kept
+
+
+def test_what_else_lies_in_the_source_is_counted(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source")
+    assert build(source, tmp_path / "first").notes == []
+    (source / "more").mkdir()
+    for name in ("scans.zip", "more/notes.txt", ".DS_Store"):
+        (source / name).touch()
+    (source / "images" / "s9.nii").write_bytes(b"named as unpaired")
+    result = build(source, tmp_path / "out")
+    assert result.notes == ["2 other file(s) of SOURCE are part of no case"]
+    assert len(result.unpaired) == 1
+
+
+def test_a_pipe_in_the_source_does_not_hold_the_build_up(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source")
+    os.mkfifo(source / "images" / "pipe.mhd")
+    os.mkfifo(source / "labels" / "pipe.nii")
+    result = build(source, tmp_path / "out")
+    assert (len(result.built), result.unpaired, result.failed) == (4, [], [])
+    with pytest.raises(OSError, match="not a regular file"):
+        sha256(source / "images" / "pipe.mhd")
+
+
+def test_a_header_without_preamble_tells_who_the_patient_is_as_well(tmp_path: Path) -> None:
+    header = pydicom.Dataset()
+    header.SOPClassUID, header.PatientName = "1.2.840.10008.5.1.4.1.1.2", "Doe^Jane"
+    header.save_as(tmp_path / "bare", implicit_vr=True, little_endian=True)
+    assert {"Doe", "Jane"} <= words_of(tmp_path / "bare")
+    (tmp_path / "none").write_text("Doe^Jane")
+    assert words_of(tmp_path / "none") == set()

@@ -19,9 +19,9 @@ import data_prep.fetch
 from data_prep.catalog import catalog
 from data_prep.cli import main
 from data_prep.fetch import Download, fetch_dataset, parts_of
-from data_prep.lock import only_one
 from data_prep.recipes import RECIPES, recipe_class
 from medseg.errors import ConfigError, DatasetError
+from medseg.io.lock import only_one
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 

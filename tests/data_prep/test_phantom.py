@@ -18,6 +18,7 @@ from skimage.measure import find_contours
 from data_prep.phantom import Grid, Patient, outlines, simulate_patient, write_cohort, write_patient
 from medseg.errors import DatasetError
 from medseg.io import find_series, match_series, read_image, read_rtstruct
+from medseg.io.lock import only_one
 
 TINY = {"image_size": 32, "slices": 10}
 
@@ -354,3 +355,8 @@ def test_patients_differ(simulated: list[Patient]) -> None:
     assert np.corrcoef([order[p.stage] for p in simulated], volumes)[0, 1] > 0.7
     positive = [target(patient).any((0, 1)).mean() for patient in simulated]
     assert 0.15 < np.mean(positive) < 0.5
+
+
+def test_two_at_once_do_not_remove_what_the_other_writes(tmp_path: Path) -> None:
+    with only_one(tmp_path, "phantom"), pytest.raises(DatasetError, match="another phantom is at work"):
+        write_cohort(tmp_path, patients=1, image_size=32, slices=8)

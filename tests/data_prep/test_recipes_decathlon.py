@@ -65,7 +65,10 @@ def build(source: Path, out: Path, **options: Any) -> BuildResult:
 def test_channels_and_labels_are_those_of_dataset_json(task: Path, tmp_path: Path) -> None:
     result = build(task.parent, tmp_path / "out")  # the folder that the archive was unpacked to
     assert (result.failed, result.unpaired) == ([], [])
-    assert result.notes == ["1 image(s) of imagesTs/ are left: their labels were not published"]
+    assert result.notes == [
+        "1 image(s) of imagesTs/ are left: their labels were not published",
+        "2 other file(s) of SOURCE are part of no case",  # that image, and dataset.json
+    ]
     dataset = DatasetFolder(tmp_path / "out")
     assert dataset.channel_names == ["T2", "ADC"]
     assert dataset.labels == {"background": 0, "PZ": 1, "TZ": 2}

@@ -66,8 +66,9 @@ def test_a_channel_per_color_and_the_vessels(source: Path, tmp_path: Path) -> No
     result = build(source, tmp_path / "out")
     assert (result.failed, result.unpaired) == ([], [])
     assert result.notes == [
+        "2 other file(s) of SOURCE are part of no case",  # of the second observer
         "4 pixels of 4 pictures are outlined as vessel outside the field of view, most of them in 01_test (1): "
-        "they are kept"
+        "they are kept",
     ]
     dataset = DatasetFolder(tmp_path / "out")
     assert (dataset.channel_names, dataset.labels) == (["R", "G", "B"], {"background": 0, "vessel": 1})

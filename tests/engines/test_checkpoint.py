@@ -130,9 +130,12 @@ def test_images_that_come_otherwise_than_in_the_training_are_refused(many, tmp_p
         workflow.initialize()
 
     initialize({"folder": "b", "flips": [0]})  # a path, and what the images do not depend on, may differ
+    initialize({"windows": ({"center": 70.0, "width": 200},)})
     with pytest.raises(RuntimeError) as caught:
         initialize(other)
     assert str(own_error(caught.value)).startswith(f"windows: found {other['windows']}, but {tmp_path / 'a.pt'} was")
+    (tmp_path / "config.yaml").write_text("- of another program")
+    initialize(other)
     (tmp_path / "config.yaml").unlink()
     initialize(other)
 

@@ -42,7 +42,7 @@ def test_a_mask_has_the_name_the_grid_and_the_volume_of_its_case(tmp_path: Path,
 def test_no_mask_is_made_of_nan(tmp_path: Path) -> None:
     image = torch.zeros(1, 4, 5, 6)
     image[0, 1, 2, 3] = torch.nan
-    with pytest.raises(DatasetError, match="case c1: the network answers 1 of 120 times with NaN"):
+    with pytest.raises(DatasetError, match="case c1: 1 of the network's 120 logits are NaN"):
         infer([torch.zeros(1, 4, 5, 6), image], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["c0.nii.gz"]
 

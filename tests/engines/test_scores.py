@@ -1,5 +1,7 @@
 """Scores of cases: of each once, by the labels' values, or refused."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -71,7 +73,7 @@ def test_nothing_is_scored_of_nan(tmp_path):
         postprocessing=AsDiscreted("pred", threshold=0.5),
         val_handlers=[Scores(tmp_path, "val", {"background": 0, "tumor": 1})],
     )
-    with pytest.raises(DatasetError, match="case a: the network answers 1 of 36 times with NaN"):
+    with pytest.raises(DatasetError, match="case a: 1 of the network's 36 logits are NaN"):
         evaluator.run()
     assert not (tmp_path / "scores.csv").exists()
 
@@ -111,6 +113,18 @@ def test_patients_named_like_nothing_keep_their_names(tmp_path):
         ["test", "NA", "NA"],
         ["val", "null", "null"],
     ]
+
+
+def test_what_another_evaluation_wrote_meanwhile_is_kept(tmp_path, monkeypatch):
+    test = run(tmp_path / "other", [("b", square())], split="test")
+
+    @contextmanager
+    def in_turn(folder):
+        test.to_csv(folder / "scores.csv", index=False)
+        yield
+
+    monkeypatch.setattr("medseg.engines.scores.in_turn", in_turn)
+    assert set(run(tmp_path, [("a", square())])["case"]) == {"a", "b"}
 
 
 def test_a_picture_of_large_values_is_not_cut_off(tmp_path):

@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -154,6 +155,18 @@ def test_each_look_at_the_test_set_is_recorded(run_dir: Path, monkeypatch: pytes
     assert all(entry["when"].endswith("+00:00") for entry in scored(run_dir))
     after = json.loads((run_dir / "run.json").read_text())
     assert after | {"test_set_scored": []} == record  # nothing else changed
+
+
+def test_a_look_that_was_recorded_meanwhile_stays_on_record(run_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    @contextmanager
+    def in_turn(folder: Path):
+        record = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps(record | {"test_set_scored": [{"when": "", "command": "other"}]}))
+        yield
+
+    monkeypatch.setattr("medseg.experiments.run_folder.in_turn", in_turn)
+    unlock_split(run_dir, "test", True)
+    assert [entry["command"] == "other" for entry in scored(run_dir)] == [True, False]
 
 
 def test_other_splits_and_other_folders_are_refused(run_dir: Path, tmp_path: Path):

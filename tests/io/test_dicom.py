@@ -114,6 +114,11 @@ def test_slices_that_form_no_regular_volume_are_refused(tmp_path, make_series, p
     assert str(tmp_path) in str(error.value)
 
 
+def test_positions_of_125_hundredths_rounded_to_a_tenth_are_regular(tmp_path, make_series):
+    make_series(tmp_path, np.zeros((5, 4, 4), np.int16), positions=[(0, 0, z) for z in (30, 31.2, 32.5, 33.8, 35)])
+    assert read_image(tmp_path).pixdim[2] == pytest.approx(1.25)
+
+
 def test_positions_rounded_to_a_hundredth_are_regular(tmp_path, make_series):
     make_series(tmp_path, STORED, positions=[(0, 0, round(z * 2.3456, 2)) for z in range(4)])
     assert float(read_image(tmp_path).affine[2, 2]) == pytest.approx(2.3456, abs=0.01)

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from monai.data import MetaTensor
+from monai.transforms import Flip
 
 from medseg.errors import GeometryError, ReadError
 from medseg.io import find_series, read_image, write_nifti
@@ -86,6 +87,15 @@ def test_types_that_nifti_lacks_are_stored_in_the_nearest_that_holds_them(tmp_pa
     with pytest.raises(ValueError, match="NaN"):
         write_nifti((np.full((2, 2, 2), np.nan), AFFINE), tmp_path / "c.nii", dtype=np.int16)
     assert not (tmp_path / "c.nii").exists()
+
+
+def test_what_is_no_image_yet_is_not_written(tmp_path):
+    image = MetaTensor(torch.zeros(1, 2, 3, 4), affine=torch.as_tensor(AFFINE))
+    with pytest.raises(GeometryError, match="pending"):
+        write_nifti(Flip(0, lazy=True)(image), tmp_path / "a.nii")
+    with pytest.raises(GeometryError, match=r"shape \(1, 0, 3, 4\)"):
+        write_nifti(image[:, :0], tmp_path / "a.nii")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_affine_with_shear_is_kept_by_the_sform_alone(tmp_path):
@@ -319,6 +329,93 @@ def test_a_file_cut_short_is_named(tmp_path, suffix, keep):
         read_image(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def gzipped(tmp_path, change, shape=(20, 20, 20)):
+    """Write an image whose bytes (unpacked, and packed) become what ``change`` makes of them."""
+    array = np.random.default_rng(0).integers(0, 255, shape).astype(np.float32)
+    nib.save(nib.Nifti1Image(array, AFFINE), tmp_path / "plain.nii")
+    content = (tmp_path / "plain.nii").read_bytes()
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(change(content, gzip.compress(content)))
+    return path, array
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda content, packed: packed, id="one member"),
+        pytest.param(
+            lambda content, packed: b"".join(
+                gzip.compress(content[at : at + 999]) for at in range(0, len(content), 999)
+            ),
+            id="many members",
+        ),
+        pytest.param(lambda content, packed: gzip.compress(content[:352]) + gzip.compress(content[352:]), id="two"),
+        pytest.param(lambda content, packed: packed + gzip.compress(b""), id="an empty member at the end"),
+        pytest.param(lambda content, packed: packed + b"\0" * 512, id="zeros behind"),
+        pytest.param(lambda content, packed: gzip.compress(content + b"x" * 79), id="less than a row behind"),
+    ],
+)
+def test_gzip_files_that_are_sound(tmp_path, change):
+    path, array = gzipped(tmp_path, change)
+    np.testing.assert_array_equal(read_image(path).numpy()[0], array)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        pytest.param(lambda content, packed: packed + packed, "more than the header promises", id="twice the same"),
+        pytest.param(lambda content, packed: packed + b"garbage" * 9, "cut short or damaged", id="garbage behind"),
+        pytest.param(lambda content, packed: packed + packed[-8:], "cut short or damaged", id="its own end behind"),
+        pytest.param(
+            lambda content, packed: packed[:-8] + bytes([packed[-8] ^ 1]) + packed[-7:], "damaged", id="another sum"
+        ),
+        pytest.param(lambda content, packed: packed[:-4] + b"\1\0\0\0", "damaged", id="another length"),
+        pytest.param(lambda content, packed: packed[:-1], "cut short or damaged", id="a byte less"),
+        pytest.param(lambda content, packed: gzip.compress(content + b"x" * 80), "more than the", id="a row behind"),
+        pytest.param(lambda content, packed: gzip.compress(content[:-1]), "cut short or damaged", id="a voxel less"),
+        pytest.param(
+            lambda content, packed: gzip.compress(content) + gzip.compress(b"x" * 80), "more than the", id="a second"
+        ),
+    ],
+)
+def test_gzip_files_that_are_not(tmp_path, change, match):
+    path, _ = gzipped(tmp_path, change)
+    with pytest.raises(ReadError, match=match) as error:
+        read_image(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_gzip_bomb_takes_the_memory_that_its_header_promises(tmp_path):
+    path, _ = gzipped(tmp_path, lambda content, packed: gzip.compress(content + b"\0" * (1 << 26)))
+    tracemalloc.start()
+    with pytest.raises(ReadError, match="more than the header promises"):
+        read_image(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 23
+
+
+def test_voxels_that_begin_at_an_odd_place_are_aligned(tmp_path):
+    def change(content, packed):
+        header = nib.Nifti1Header(content[:348])
+        header["vox_offset"] = 353
+        return gzip.compress(header.binaryblock + b"\0" * 5 + content[352:])
+
+    path, array = gzipped(tmp_path, change)
+    image = read_image(path).numpy()
+    assert image.flags.aligned
+    np.testing.assert_array_equal(image[0], array)
+
+
+def test_a_header_is_read_without_unpacking_the_voxels(tmp_path, monkeypatch):
+    path, _ = gzipped(tmp_path, lambda content, packed: packed, (64, 64, 64))
+    with path.open("r+b") as file:
+        file.seek(200_000)
+        file.write(b"\xff" * 50_000)
+    (series,) = [found for found in find_series(tmp_path) if found.files == (path,)]
+    assert (series.shape, series.problems) == ((64, 64, 64), ())
 
 
 def test_a_damaged_gzip_stream_is_noticed_though_its_length_is_right(tmp_path):

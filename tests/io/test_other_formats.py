@@ -5,12 +5,13 @@ import imagecodecs
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from medseg.errors import GeometryError, ReadError
-from medseg.io import find_series, read_image
+from medseg.io import find_series, read_image, read_label
 
 HEADER = "ObjectType = Image\nNDims = 3\nDimSize = {size}\nElementType = MET_SHORT\nElementDataFile = {file}\n"
 
@@ -450,7 +451,7 @@ def test_transparency_is_kept_where_it_hides_something(tmp_path, alpha, channels
     assert read_image(tmp_path / "a.png").shape == (channels, 6, 4)
 
 
-def test_a_palette_of_two_colors_is_a_mask_and_others_are_colors(tmp_path):
+def test_a_palette_of_black_and_white_is_a_mask_and_others_are_colors(tmp_path):
     index = np.array([[0, 1, 1], [2, 0, 1]], np.uint8)
     picture = Image.fromarray(index)
     picture.putpalette([250, 252, 250, 4, 2, 4, 200, 0, 0])
@@ -460,6 +461,49 @@ def test_a_palette_of_two_colors_is_a_mask_and_others_are_colors(tmp_path):
     mask.putpalette([250, 252, 250, 4, 2, 4])
     mask.save(tmp_path / "mask.gif")
     np.testing.assert_array_equal(read_image(tmp_path / "mask.gif").numpy()[0], [[1, 0], [0, 1], [0, 0]])
+
+
+@pytest.mark.parametrize("suffix", [".png", ".gif", ".tif"])
+def test_two_classes_of_a_map_in_colors_are_no_mask(tmp_path, suffix):
+    index = np.array([[2, 3], [3, 2]], np.uint8)
+    picture = Image.fromarray(index)
+    picture.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255])
+    picture.save(tmp_path / f"a{suffix}")
+    image = read_image(tmp_path / f"a{suffix}")
+    np.testing.assert_array_equal(image.numpy()[:, 0], [[0, 0], [255, 0], [0, 255]])
+
+
+@pytest.mark.parametrize("classes", [(0, 2), (0, 255), (0, 1, 2)])
+@pytest.mark.parametrize("suffix", [".png", ".gif"])
+def test_a_palette_of_grays_gives_these_however_few_there_are(tmp_path, classes, suffix):
+    labels = np.array([classes * 2], np.uint8)
+    Image.fromarray(labels).convert("P").save(tmp_path / f"a{suffix}")
+    np.testing.assert_array_equal(read_label(tmp_path / f"a{suffix}").numpy()[0, :, 0], labels[0])
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.float32])
+def test_a_tiff_of_any_type_equals_another_reader(tmp_path, dtype):
+    values = np.array([[0, 1, 100], [77, 5, 127]]).astype(dtype)
+    values[0, 2] = np.finfo(dtype).min if dtype == np.float32 else np.iinfo(dtype).min
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif").numpy()[0].T, values.astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_whose_zero_is_white_is_turned_round(tmp_path, dtype):
+    values = np.array([[0, 1, 100], [77, 5, 127]], dtype)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="miniswhite")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif").numpy()[0].T, np.iinfo(dtype).max - values)
+
+
+@pytest.mark.parametrize("used", [[0], [1], [0, 1]])
+def test_a_mask_in_black_and_white_keeps_its_sides_whatever_is_in_it(tmp_path, used):
+    index = np.array([used * 2], np.uint8)
+    for name, colors in (("two.png", [250, 252, 250, 4, 2, 4]), ("more.tif", [250, 252, 250, 4, 2, 4, 200, 0, 0])):
+        picture = Image.fromarray(index)
+        picture.putpalette(colors)
+        picture.save(tmp_path / name)
+        np.testing.assert_array_equal(read_image(tmp_path / name).numpy()[0, :, 0], 1 - index[0])
 
 
 def test_pictures_of_several_pages_are_refused(tmp_path):

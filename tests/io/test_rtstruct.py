@@ -183,6 +183,22 @@ def test_an_oblique_frame(tmp_path, make_series, make_rtstruct):
     np.testing.assert_array_equal(mask, expected(((3, 7), (4, 9), 2), ((3, 7), (4, 9), 3)))
 
 
+def test_rounded_coordinates_lose_no_contour_of_an_oblique_plane(tmp_path, make_series, make_rtstruct):
+    a, b = np.cos(0.3), np.sin(0.3)
+    turn = np.array([[a, 0, b], [0, 1, 0], [-b, 0, a]]) @ np.array([[1, 0, 0], [0, a, -b], [0, b, a]])
+    make_series(tmp_path / "ct", np.zeros((9, 40, 40), np.int16), orientation=turn.T.ravel()[:6], step=1.0)
+    to_patient = np.diag([-1, -1, 1, 1]) @ read_image(tmp_path / "ct").affine.numpy()
+    contours, expected = [], np.zeros((40, 40, 9), np.uint8)
+    for k in range(1, 8):
+        for x, y, size in ((5, 5, 6), (20, 8, 7), (12, 25, 8)):
+            low, high = np.array([x, y]) - 0.4, np.array([x, y]) + size - 0.6
+            corners = [[*low, k, 1], [high[0], low[1], k, 1], [*high, k, 1], [low[0], high[1], k, 1]]
+            contours.append(np.round(corners @ to_patient.T, 1)[:, :3])
+            expected[x : x + size, y : y + size, k] = 1
+    rs = make_rtstruct(tmp_path / "rs.dcm", {"GTV": contours})
+    np.testing.assert_array_equal(read_rtstruct(rs, tmp_path / "ct")["GTV"].numpy()[0], expected)
+
+
 def test_a_reoriented_and_a_resampled_reference(ct, tmp_path, make_rtstruct):
     rs = make_rtstruct(tmp_path / "rs.dcm", {"GTV": [box((3, 7), (4, 9), k) for k in (1, 2, 3)]})
     image = read_image(ct)

@@ -9,7 +9,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRBigEndian, RLELossless
 
 from medseg.errors import GeometryError, ReadError
-from medseg.io import find_series, read_image, read_rtstruct, read_seg, write_nifti
+from medseg.io import find_series, read_image, read_label, read_rtstruct, read_seg, write_nifti
 
 SHAPE = (6, 20, 24)  # slices, rows, columns; spacing 3, 2 and 1.5 mm from (-10, -20, 30)
 
@@ -134,6 +134,23 @@ def test_frames_left_out_between_others_are_empty(ct, tmp_path):
         mask = read_seg(path, ct)["liver"]
         np.testing.assert_array_equal(mask.numpy()[0], on_image(array))
         assert mask.meta["segment"]["resampled"] == 0
+
+
+def test_frames_further_apart_than_thick_say_that_some_may_be_left_out(ct, tmp_path):
+    array = two_segments()[..., :1]
+    array[2] = 0  # frames on slices 1 and 3 only
+
+    def forget(seg):
+        del seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices
+
+    path = write_seg(tmp_path / "seg.dcm", sorted(ct.iterdir()), array, labels=("liver",), change=forget)
+    mask = read_seg(path)["liver"]
+    assert mask.pixdim.tolist() == [1.5, 2, 6]
+    for image in (mask, read_label(path)):
+        assert "slices of 3 mm lie 6 mm apart" in image.meta["problems"]
+    assert read_seg(path, ct)["liver"].meta["problems"] == ""
+    path = write_seg(tmp_path / "whole.dcm", sorted(ct.iterdir()), array, labels=("liver",))
+    assert read_seg(path)["liver"].meta["problems"] == ""
 
 
 def test_a_reoriented_and_a_cropped_reference_keep_every_voxel(ct, tmp_path):

@@ -70,6 +70,15 @@ def test_a_reprocessed_series_takes_the_scan_time_from_the_frame():
         suv_factor(ds)
 
 
+def test_a_time_of_day_alone_leaves_the_day_of_a_long_lived_nuclide_open():
+    # Zr-89 is imaged days after the injection: four of them are a factor of 2.3.
+    zirconium = {"RadionuclideHalfLife": 282_276}
+    with pytest.raises(MissingTagError, match=r"RadiopharmaceuticalStartDateTime \(0018,1078\)"):
+        suv_factor(header(**zirconium))
+    ds = header(**zirconium, RadiopharmaceuticalStartDateTime="20240127110000")
+    assert suv_factor(ds) == pytest.approx(70_000 / (370e6 * 0.5 ** (4 * 86400 / 282_276)), rel=1e-9)
+
+
 def test_ge_keeps_the_scan_time_of_a_reprocessed_series():
     ds = header(SeriesTime="170000")
     ds.private_block(0x0009, "GEMS_PETD_01", create=True).add_new(0x0D, "DT", "20240131110000.00")

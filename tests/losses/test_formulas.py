@@ -301,6 +301,13 @@ def test_a_mask_of_0_and_255_is_refused(loss):
         loss(logits, labels.clamp(max=1) * 255)
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint16])
+def test_masks_of_any_type_are_taken(dtype):
+    logits, labels = batch()
+    truth = channels(labels)
+    exact(FBetaLoss(2, softmax=True)(logits, truth.to(dtype)), FBetaLoss(2, softmax=True)(logits, truth))
+
+
 @pytest.mark.parametrize("loss", [FBetaLoss(2), PooledTverskyLoss()])
 def test_logits_without_activation_are_refused(loss):
     logits, labels = batch()

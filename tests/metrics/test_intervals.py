@@ -99,7 +99,7 @@ def test_too_few_patients_have_no_bounds():
     assert one.estimate == pytest.approx(0.6)
     assert isnan(one.low)
     assert isnan(one.high)
-    assert str(one) == "0.60 (nan to nan)"
+    assert str(one) == "0.60 (no interval)"
     assert isnan(bootstrap_interval([]).estimate)
     assert isnan(bootstrap_interval([nan, nan]).estimate)
 

@@ -77,8 +77,13 @@ def test_decoder_takes_the_features_of_stride_4():
 
 
 def test_a_single_image_in_training():
+    network = DeepLabV3Plus(2, 1, 2, encoder=NARROW, channels=8)
     with pytest.raises(ConfigError, match="two images or more"):
-        DeepLabV3Plus(2, 1, 2, encoder=NARROW, channels=8)(torch.zeros(1, 1, 64, 64))
+        network(torch.zeros(1, 1, 64, 64))
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eval()  # as a fine-tuning with frozen statistics has it
+    assert network(torch.zeros(1, 1, 64, 64)).shape == (1, 2, 64, 64)
     network = DeepLabV3Plus(2, 1, 2, encoder=NARROW, channels=8, low_level_channels=4, norm=GROUP)
     assert network(torch.zeros(1, 1, 64, 64)).shape == (1, 2, 64, 64)
     with pytest.raises(ConfigError, match="single voxel"):

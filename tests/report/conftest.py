@@ -164,7 +164,7 @@ def write_run(
     record = {
         "command": f"python -m monai.bundle run --channels {'/'.join(channels)}",
         "seed": seed,
-        "dataset": {"hash": "6d1f" * 4},
+        "dataset_sha256": "6d1f" * 4,
         "labels": dict(zip(labels, range(1, len(labels) + 1), strict=True)),
         "versions": {"medseg": "0.1.0", "torch": "2.13.0", "monai": "1.6.1"},
     }

@@ -105,7 +105,8 @@ def test_worst_first_and_flagged(make_dataset: Callable[..., Path]) -> None:
     html = out.read_text()
     assert order(html) == ["case_f", "case_g", "case_e", "case_c", "case_d", "case_a", "case_b"]
     row = html[html.index("<tr><th>case_f") : html.index("<tr><th>case_g")]
-    assert '<td data-value="-1000"><p class="found"><span class="flag error">HU</span>no air &lt;b&gt;</p></td>' in row
+    found = '<span class="flag error">HU</span>no air &lt;b&gt;<small>look</small>'
+    assert f'<td data-value="-1000"><p class="found">{found}</p></td>' in row
     general = html[html.index("Of the dataset as a whole") : html.index("Not built</h2>")]
     assert "val has no case with label gtv" in general
     assert "one thing" not in general

@@ -62,6 +62,21 @@ def test_losses_below_zero_have_no_logarithm() -> None:
     assert figure.axes[0].get_yscale() == "linear"
 
 
+def test_one_loss_below_zero_makes_the_axis_of_all_runs_linear() -> None:
+    figure = training_curves({"above": metrics(np.linspace(2, 1, 60)), "below": metrics(np.linspace(0.5, -0.5, 60))})
+    assert {axes.get_yscale() for axes in figure.axes} == {"linear"}
+    assert {axes.get_ylabel() for axes in figure.axes[::2]} == {"Loss"}
+
+
+def test_a_run_without_dice_leaves_the_others_their_ticks() -> None:
+    dice = pd.concat([metrics(np.ones(5)), metrics(np.full(5, 0.5), "dice")])
+    figure = training_curves({"with": dice, "without": metrics(np.ones(5))})
+    figure.draw_without_rendering()
+    labels = [[tick.label1 for tick in axes.yaxis.get_major_ticks()] for axes in figure.axes[1::2]]
+    assert any(label.get_visible() and label.get_text() for label in labels[0])
+    assert not any(label.get_visible() for label in labels[1])
+
+
 def test_dice_curve_is_not_the_dice_loss() -> None:
     table = pd.concat([metrics(np.full(10, 0.3), "dice_loss"), metrics(np.full(10, 0.8), "mean_dice")])
     loss, dice = training_curves({"run": table}).axes[:2]
@@ -93,6 +108,14 @@ def test_boxes_stand_in_the_given_order_with_quartiles_and_diamonds() -> None:
     assert [list(line.get_ydata()) for line in diamonds] == [[], [0.1]]
     named = patient_box_plot(dice, ["good", "bad"]).axes[0]
     assert [tick.get_text() for tick in named.get_xticklabels()] == ["good", "bad"]
+
+
+def test_long_names_that_differ_at_their_end_stay_apart() -> None:
+    patients = [f"hippocampus_{n:03d}" for n in range(12)]
+    axes = patient_box_plot({"run": {patient: [0.5, 0.6] for patient in patients}}).axes[0]
+    names = [tick.get_text() for tick in axes.get_xticklabels()]
+    assert len(set(names)) == 12
+    assert all(len(name) <= 14 and name.endswith(patient[-4:]) for name, patient in zip(names, patients, strict=True))
 
 
 def test_many_patients_are_shared_among_rows() -> None:
@@ -138,6 +161,15 @@ def test_outlines_enclose_the_masks(pictures: Pictures) -> None:
     assert (tile[2] - tile[3]) / (tile[1] - tile[0]) == pytest.approx(30 * 2.0 / (20 * 1.0))
     # The image has its first axis from left to right.
     np.testing.assert_array_equal(axes.images[0].get_array(), pictures.image[0, 0].T)
+
+
+def test_edges_of_the_patient_are_named_once(pictures: Pictures) -> None:
+    axes = slice_pictures(Pictures(**(vars(pictures) | {"edges": ("R", "A")}))).axes[0]
+    left, right, bottom, top = axes.images[0].get_extent()
+    places = {text.get_text(): text.get_position() for text in axes.texts if text.get_text() in ("R", "A")}
+    assert places["R"][0] < left + 0.1 < places["A"][0] < right - 0.1
+    assert places["A"][1] < top + 0.1 < places["R"][1] < bottom - 0.1
+    assert len([text for text in axes.texts if text.get_text() in ("R", "A")]) == 2
 
 
 def test_titles_tell_dice_of_each_slice(pictures: Pictures) -> None:

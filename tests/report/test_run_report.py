@@ -6,11 +6,12 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 
-from medseg.errors import DatasetError, ReadError
+from medseg.errors import ConfigError, DatasetError, ReadError
 from medseg.report import read_pictures, read_run, run_report
 
 MakeRun = Callable[..., Path]
@@ -72,8 +73,8 @@ def test_a_comparison_is_whole_and_needs_nothing_else(make_run: MakeRun, tmp_pat
     assert "url(" not in out.read_text()
     for text in ("Does PET help?", "Not for clinical use", "Paired differences", "Best patient", "Median patient"):
         assert text in page.words
-    # Curves, histogram, box plot, and three patients as each of two runs sees them.
-    assert page.tags.count("img") == 3 + 6
+    # Curves, histogram, box plot, cases, and three patients as each of two runs sees them.
+    assert page.tags.count("img") == 4 + 6
     assert page.row("network") == [
         "network",
         "medseg.networks.UNet {spatial_dims: 2, in_channels: 2}",
@@ -156,6 +157,17 @@ def test_names_are_text_whatever_they_hold(make_run: MakeRun, tmp_path: Path) ->
     assert page.row(nasty[0])
 
 
+def test_bold_is_a_difference_whose_interval_leaves_out_zero(tmp_path: Path, write: Callable[..., None]) -> None:
+    base = {"split": "test", "level": "case", "label": "gtv", "truth_empty": False, "pred_empty": False}
+    scores = {"one": {"a": (0.9, 0.5), "b": (0.8, 0.7)}, "two": {"a": (0.7, 0.6), "b": (0.7, 0.6)}}
+    for name, patients in scores.items():
+        rows = [base | {"case": p, "patient": p, "dice": d, "ppv": v} for p, (d, v) in patients.items()]
+        write(tmp_path / name, rows)
+    html = run_report([tmp_path / "one", tmp_path / "two"], tmp_path / "out.html").read_text()
+    bold = dict(re.findall(r'class="(n|n better)">(\[.*?\])<', html, re.DOTALL)[::-1])
+    assert {v: k for k, v in bold.items()} == {"[+0.100, +0.200]": "n better", "[−0.100, +0.100]": "n"}
+
+
 def test_what_is_missing_is_said(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(iterations=20)
     for name in ("metrics.csv", "config.yaml", "run.json"):
@@ -166,7 +178,7 @@ def test_what_is_missing_is_said(make_run: MakeRun, tmp_path: Path) -> None:
     for name in ("run.json", "metrics.csv", "config.yaml"):
         assert f"petct/00: {name} is absent" in page.words
     assert "pictures holds none" in page.words
-    assert "No run has a metrics.csv" in page.words
+    assert "No run has numbers of its training" in page.words
 
 
 def test_a_run_that_is_not_scored_yet_shows_its_curves(make_run: MakeRun, tmp_path: Path) -> None:
@@ -208,19 +220,96 @@ def test_a_folder_that_is_no_run(tmp_path: Path, made: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("rows", "message"),
     [
-        ("split,level,case\ntest,case,a\n", "no column patient, label, dice"),
-        (
-            "split,level,case,patient,label,dice\ntest,case,a,a,gtv,high\n",
-            "column dice holds 'high', expected a number",
-        ),
+        (["test,case,a,a,,gtv,high,False,False"], "column dice holds 'high', expected a number"),
+        (["test,case,a,a,,gtv,0.5,False,no"], "column pred_empty holds 'no', expected True or False"),
+        (["test,case,a,a,,gtv,0.5,False"], "column pred_empty holds '', expected True or False"),
+        (["test,case,a,b,a,,gtv,0.5,False,False"], "more fields than the first line names"),
+        (["test,slice,a,a,3,gtv,0.5,False,False"] * 2, "case a, slice 3, label gtv comes twice in the split test"),
     ],
 )
-def test_scores_that_are_none(tmp_path: Path, content: str, message: str) -> None:
-    (tmp_path / "scores.csv").write_text(content)
-    with pytest.raises(DatasetError, match=message):
+def test_scores_that_are_none(tmp_path: Path, rows: list[str], message: str) -> None:
+    head = "split,level,case,patient,slice,label,dice,truth_empty,pred_empty"
+    (tmp_path / "scores.csv").write_text("\n".join([head, *rows, ""]))
+    with pytest.raises(DatasetError, match=message) as caught:
         read_run(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_scores_without_a_column(tmp_path: Path) -> None:
+    (tmp_path / "scores.csv").write_text("split,level,case\ntest,case,a\n")
+    with pytest.raises(DatasetError, match="no column patient, slice, label, dice, truth_empty, pred_empty"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tail", "said"),
+    [
+        (b"21,1,train,loss,0.5\r\n22,1,train,loss,0.0", "ends within a line"),
+        (b"21,1,train,loss,0.5\r\n22,1,tr", "ends within a line"),
+        (b"21,1,train,loss,0.5\r\n22,1,train,loss,nan\r\n23,1,train,loss,inf\r\n", "2 of 4, are not drawn"),
+    ],
+)
+def test_a_training_that_was_killed_or_diverged_says_so(tmp_path: Path, tail: bytes, said: str) -> None:
+    (tmp_path / "metrics.csv").write_bytes(b"iteration,epoch,phase,name,value\n20,1,train,loss,0.6\r\n" + tail)
+    run = read_run(tmp_path)
+    assert run.metrics is not None
+    assert list(run.metrics["value"].dropna()) == [0.6, 0.5]
+    assert [line for line in run.missing if said in line]
+
+
+@pytest.mark.parametrize("content", ["", "iteration,epoch,phase,name,value\n", "iteration,epo"])
+def test_a_training_killed_at_its_start_has_no_curves(tmp_path: Path, content: str) -> None:
+    (tmp_path / "metrics.csv").write_text(content)
+    page = read(run_report([tmp_path], tmp_path / "out.html"))
+    assert "metrics.csv holds no row" in page.words
+    assert "No run has numbers of its training" in page.words
+
+
+@pytest.mark.parametrize("out", [".", "absent/out.html"])
+def test_a_place_that_cannot_take_the_report(make_run: MakeRun, tmp_path: Path, out: str) -> None:
+    with pytest.raises(ConfigError, match="out: "):
+        run_report([make_run(iterations=20)], tmp_path / out)
+
+
+def test_scores_without_rows_are_no_scores(tmp_path: Path, write: Callable[..., None]) -> None:
+    write(tmp_path / "r", [])
+    page = read(run_report([tmp_path / "r"], tmp_path / "out.html"))
+    assert "scores.csv holds no row" in page.words
+
+
+def test_runs_of_different_labels_say_so(tmp_path: Path, write: Callable[..., None]) -> None:
+    base = {"split": "test", "level": "case", "case": "a", "patient": "a", "truth_empty": False, "pred_empty": False}
+    both = [base | {"label": "x", "dice": 0.8}, base | {"label": "y", "dice": 0.2}]
+    write(tmp_path / "both", both)
+    write(tmp_path / "one", both[:1])
+    words = read(run_report([tmp_path / "both", tmp_path / "one"], tmp_path / "out.html")).words
+    assert "scored on different labels (both: x, y; one: x)" in words
+
+
+def test_patients_of_runs_with_and_without_slices_are_told_by_cases(tmp_path: Path, write: Callable[..., None]) -> None:
+    base = {"split": "test", "case": "c", "patient": "P", "label": "gtv", "truth_empty": False, "pred_empty": False}
+    case = base | {"level": "case", "dice": 0.75}
+    write(tmp_path / "cases", [case])
+    write(tmp_path / "slices", [case, base | {"level": "slice", "slice": 0, "dice": 0.25}])
+    page = read(run_report([tmp_path / "slices", tmp_path / "cases"], tmp_path / "out.html"))
+    assert page.row("P") == ["P", "1", "1", "0.750", "0.750", "–", "0.750", "0.750", "–"]
+    assert "Cases with a label" in page.words
+
+
+def test_the_case_that_made_a_patient_the_worst_is_shown(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(iterations=20, patients=["P01", "P02", "P03"])
+    scores = pd.read_csv(run / "scores.csv")
+    # The second patient is a second case of the first, and the worse of both.
+    scores.loc[scores["patient"] == "P02", "patient"] = "P01"
+    empty = scores["truth_empty"]
+    scores.loc[~empty, "dice"] = scores["case"].map({"P01a": 0.6, "P02a": 0.1, "P03a": 0.9})[~empty]
+    scores.to_csv(run / "scores.csv", index=False)
+    page = read(run_report([run], tmp_path / "out.html"))
+    assert "Worst patient: P01" in page.words
+    assert "case P02a, the worst of 2" in page.words
+    assert "case P03a:" in page.words
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]"])
@@ -275,14 +364,36 @@ def test_patients_that_look_like_numbers_or_nothing_keep_their_names(
     assert page.row("NA")[3] == "0.600"
 
 
-def test_pictures_stand_as_a_radiologist_sees_them(make_run: MakeRun) -> None:
+@pytest.mark.parametrize("codes", ["RAS", "LAS", "LPS", "RPI", "ARS", "PLS", "ASL", "PIR", "SAL", "RSA", "LIP", "SLP"])
+def test_pictures_stand_as_a_radiologist_sees_them(make_run: MakeRun, codes: str) -> None:
     run = make_run(iterations=20, patients=["P01"])
     path = run / "pictures" / "P01a.npz"
-    stored = read_pictures(path)
-    arrays = dict(np.load(path))
-    np.savez(path, **arrays, axcodes=np.array(["R", "A", "S"]))
-    turned = read_pictures(path)
-    np.testing.assert_array_equal(turned.label, stored.label[:, ::-1, ::-1])
-    np.testing.assert_array_equal(turned.image, stored.image[:, :, ::-1, ::-1])
-    np.savez(path, **arrays, axcodes=np.array(["L", "P", "S"]))
-    np.testing.assert_array_equal(read_pictures(path).pred, stored.pred)
+    # One voxel at the right, in front and above the middle, of a volume of 3 x 5 x 7 voxels, 1 x 2 x 4 mm each.
+    volume = np.zeros((3, 5, 7), np.uint8)
+    volume[2, 4, 6] = 1
+    turn = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes))
+    stored = np.moveaxis(nib.orientations.apply_orientation(volume, turn), -1, 0)
+    sizes = {"R": 1.0, "L": 1.0, "A": 2.0, "P": 2.0, "S": 4.0, "I": 4.0}
+    spacing = [sizes[code] for code in codes[:2]]
+    arrays = dict(np.load(path)) | {"image": stored[None], "label": stored, "pred": stored}
+    np.savez(
+        path,
+        **arrays
+        | {"slices": range(len(stored)), "spacing": spacing, "channel_names": ["MR"]}
+        | {"axcodes": list(codes)},
+    )
+    shown = read_pictures(path)
+    edges = {"S": ("R", "A"), "I": ("R", "A"), "A": ("R", "S"), "P": ("R", "S"), "L": ("A", "S"), "R": ("A", "S")}
+    assert shown.edges == edges[codes[2]]
+    assert shown.spacing == tuple(sizes[edge] for edge in shown.edges)
+    (place,) = np.argwhere(shown.label)
+    assert tuple(place[1:]) == (0, 0)  # from left to right, from top to bottom
+    np.testing.assert_array_equal(shown.pred, shown.label)
+    np.testing.assert_array_equal(shown.image[0], shown.label)
+
+
+def test_pictures_without_directions_stay_as_stored(make_run: MakeRun) -> None:
+    path = make_run(iterations=20, patients=["P01"]) / "pictures" / "P01a.npz"
+    shown = read_pictures(path)
+    assert shown.edges is None
+    np.testing.assert_array_equal(shown.label, np.load(path)["label"])

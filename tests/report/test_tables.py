@@ -102,6 +102,30 @@ def test_mean_of_labels_takes_the_labels_that_are_present(scores: Callable[..., 
     assert patients["mean_y"].iloc[0] == pytest.approx(0.4)
 
 
+def test_mean_of_labels_is_undefined_where_a_label_was_missed(scores: Callable[..., pd.DataFrame]) -> None:
+    rows = [row("a", "", 0.8, level="case", label="x", hd95_mm=2.0, ppv=0.5)]
+    rows += [row("a", "", 0.0, level="case", label="y", pred_empty=True)]
+    rows += [row("b", "", 0.5, level="case", label=label, hd95_mm=h) for label, h in (("x", 1.0), ("y", 4.0))]
+    whole = with_mean_of_labels(part(scores(rows), "test", "case", empty=False))
+    mean = whole[whole["label"] == MEAN_OF_LABELS].set_index("patient")
+    assert list(mean["dice"]) == pytest.approx([0.4, 0.5])
+    assert np.isnan(mean.loc["a", "hd95_mm"])
+    assert np.isnan(mean.loc["a", "ppv"])
+    assert mean.loc["b", "hd95_mm"] == 2.5
+    assert not mean["pred_empty"].any()
+
+
+def test_difference_of_mean_of_labels_takes_the_labels_that_both_have(tmp_path: Path, write: Write) -> None:
+    tables = []
+    for name, labels in (("three", {"x": 0.8, "y": 0.6, "z": 0.1}), ("two", {"x": 0.6, "y": 0.7})):
+        write(tmp_path / name, [row("a", 0, dice, label=label) for label, dice in labels.items()])
+        scores = read_run(tmp_path / name).scores
+        assert scores is not None
+        tables.append((name, scores))
+    found = {difference.label: difference.mean for difference in differences(tables[0], tables[1], "test")}
+    assert found == pytest.approx({"x": 0.2, "y": -0.1, MEAN_OF_LABELS: 0.05})
+
+
 def test_differences_are_paired_and_count_wins_by_patient(tmp_path: Path, write: Write) -> None:
     first = [row("a", 0, 0.8), row("a", 1, 0.6), row("b", 0, 0.5), row("c", 0, 0.3), row("only", 0, 0.0)]
     second = [row("c", 0, 0.3), row("b", 0, 0.7), row("a", 1, 0.6), row("a", 0, 0.2)]
