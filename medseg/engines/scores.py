@@ -51,8 +51,8 @@ class Scores:
     """Score every case of an evaluation and every slice of it, and keep pictures of them, in a run folder.
 
     `scores.csv` gets a row per label, and per slice and case; rows of the same split written earlier are replaced.
-    `pictures/CASE.npz` holds up to twelve linearly spaced slices that have truth or prediction, as the network saw
-    them. The evaluation gives whole cases (channels, X, Y, Z), whose image has an affine; they are cut along Z.
+    `pictures/CASE.npz` holds up to twelve linearly spaced slices that have truth or prediction, in the values that
+    the network saw. The evaluation gives whole cases (channels, X, Y, Z), whose image has an affine; they are cut along Z.
 
     Args:
         run_dir: the run folder.
