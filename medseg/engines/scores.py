@@ -52,7 +52,8 @@ class Scores:
 
     `scores.csv` gets a row per label, and per slice and case; rows of the same split written earlier are replaced.
     `pictures/CASE.npz` holds up to twelve linearly spaced slices that have truth or prediction, in the values that
-    the network saw. The evaluation gives whole cases (channels, X, Y, Z), whose image has an affine; they are cut along Z.
+    the network saw. The evaluation gives whole cases (channels, X, Y, Z), whose image has an affine; they are cut
+    along Z.
 
     Args:
         run_dir: the run folder.
